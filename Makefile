@@ -1,0 +1,41 @@
+# Two commands for a newcomer: `make demo` runs the main job, `make test` passes the tests.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check integration clean
+
+help: ## Print the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: $(BIN)/.installed ## Make .venv with the pinned versions
+
+$(BIN)/.installed: constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "nightpress needs Python 3.11, got " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1,<27'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	@touch $@
+
+configs/demo/text/heldout.jsonl: configs/demo/write_text.py | $(BIN)/.installed
+	$(BIN)/python configs/demo/write_text.py
+
+demo: setup configs/demo/text/heldout.jsonl ## Run configs/quickstart.yaml from corpus to published artifacts
+	$(BIN)/nightpress run configs/quickstart.yaml
+
+test: setup configs/demo/text/heldout.jsonl ## Run all tests that this machine can run
+	$(BIN)/python -m pytest
+
+integration: setup configs/demo/text/heldout.jsonl ## Run the tests against real Ray, Prefect, DeepSpeed and S3 only
+	$(BIN)/python -m pytest -m integration
+
+check: setup ## Format, lint, types, import layers, unit tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/unit tests/conformance
+
+clean: ## Remove the virtual environment, the state folder and the demo's text
+	rm -rf .venv .nightpress configs/demo/text

@@ -1,0 +1,117 @@
+"""Prefect's API for one run, where no server is configured: it lives and dies with this process.
+
+Prefect can start such a server by itself, but then a killed run leaves it behind.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+START_TIMEOUT_S = 300
+"""A first start makes the database; a busy machine takes its time."""
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)
+
+
+@contextmanager
+def prefect_api(home: Path) -> Iterator[None]:
+    """Give this process an API of its own, unless PREFECT_API_URL names a server.
+
+    Raises:
+        RuntimeError: it does not start.
+    """
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_LOGGING_TO_API_ENABLED,
+        get_current_settings,
+        temporary_settings,
+    )
+
+    if get_current_settings().api.url:
+        yield
+        return
+    with running_server(home) as url:
+        # Nobody looks at the logs of a server that is gone after the run.
+        own = {PREFECT_API_URL: url, PREFECT_LOGGING_TO_API_ENABLED: False}
+        with temporary_settings(own):
+            yield
+
+
+@contextmanager
+def running_server(home: Path) -> Iterator[str]:
+    """Run Prefect's API on a free port of 127.0.0.1 and yield its URL.
+
+    Its database and its log lie in `home`. To be entered from a thread that outlives the server,
+    which the kernel ends with the thread that started it.
+
+    Raises:
+        RuntimeError: it does not start.
+    """
+    port = free_port()
+    server = start_server(home, port)
+    try:
+        wait_until_up(f"http://127.0.0.1:{port}/api/health", server, home / "server.log")
+        yield f"http://127.0.0.1:{port}/api"
+    finally:
+        server.terminate()
+        try:
+            server.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start_server(home: Path, port: int) -> subprocess.Popen[bytes]:
+    environment = os.environ | {
+        "PREFECT_HOME": str(home),
+        "PREFECT_UI_ENABLED": "false",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # No schedules and no clean-up of old runs within one run.
+        "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
+        "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
+        "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_ENABLED": "false",
+        "PREFECT_SERVER_SERVICES_FOREMAN_ENABLED": "false",
+    }
+    application = "prefect.server.api.server:create_app"
+    command = [sys.executable, "-m", "uvicorn", "--factory", application, "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--log-level", "error", "--lifespan", "on"]
+    with (home / "server.log").open("wb") as log:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            preexec_fn=die_with_parent,
+        )
+
+
+def die_with_parent() -> None:
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def wait_until_up(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.1)
+    raise RuntimeError(f"Prefect's temporary server did not start; see {log}")

@@ -1,0 +1,237 @@
+"""The Ray session: connect, ship the code, run units of work on a pool of workers, train.
+
+One pool of workers lives from the first unit of a run to its end, so that libraries are
+imported once a worker; it is let go while a process group trains, since that needs the CPUs
+and GPUs that the pool holds.
+"""
+
+import os
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlparse
+
+S = TypeVar("S")
+U = TypeVar("U")
+R = TypeVar("R")
+
+ROOT = Path(__file__).parent.parent
+EXCLUDED = [".git", ".venv", ".nightpress", "tests", "docs", "configs/demo/text"]
+MAX_DEATHS = 3
+"""Worker deaths that one unit may see before the stage gives up."""
+GROUP_TIMEOUT_S = 1800
+"""Longest that one rank of a group waits for the others, as while they upload a checkpoint. A
+rank that died is noticed at once."""
+
+
+def check_address(address: str, timeout_s: float = 5.0) -> None:
+    """Knock at a Ray cluster's door.
+
+    Raises:
+        ValueError: nobody answers there.
+    """
+    if address in ("local", "auto"):
+        return
+    parsed = urlparse(address if "://" in address else f"ray://{address}")
+    host, port = parsed.hostname or "", parsed.port or (10001 if "://" in address else 6379)
+    try:
+        socket.create_connection((host, port), timeout=timeout_s).close()
+    except OSError as error:
+        raise ValueError(
+            f"cluster.ray: no Ray cluster answers at {address} ({error}); start one with "
+            "`ray start --head`, or say `ray: local`"
+        ) from None
+
+
+class RayExecutor:
+    """Runs units of work on Ray actors and process groups under Ray Train.
+
+    Nothing happens before the first use, so a run whose every stage is stored never starts Ray.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        num_workers: int,
+        gpus_per_worker: float,
+        threads_per_worker: int,
+        scratch: Path,
+    ) -> None:
+        self.address = os.environ.get("RAY_ADDRESS", address)
+        self.num_workers = num_workers
+        self.gpus_per_worker = gpus_per_worker
+        self.threads_per_worker = threads_per_worker
+        self.scratch = scratch
+        self.nodes: set[str] = set()
+        self._ray: Any = None
+        self._pool: list[Any] = []
+
+    def connect(self) -> Any:
+        """Start or join Ray once; return the module."""
+        if self._ray is None:
+            import ray
+
+            local = self.address == "local"
+            on_sigterm = signal.getsignal(signal.SIGTERM)
+            ray.init(
+                address=None if local else self.address,
+                # Logical CPUs: workers are placed by them; threads are pinned per worker.
+                num_cpus=self.num_workers * self.threads_per_worker if local else None,
+                include_dashboard=False if local else None,
+                log_to_driver=bool(os.environ.get("NIGHTPRESS_DEBUG")),
+                logging_level="ERROR",
+                runtime_env=self._runtime_env(local),
+            )
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in place
+            self._ray = ray
+        return self._ray
+
+    def _runtime_env(self, local: bool) -> dict[str, Any]:
+        threads = str(self.threads_per_worker)
+        passed = ("DS_ACCELERATOR", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "HF_HUB_OFFLINE")
+        env_vars = {name: os.environ[name] for name in passed if name in os.environ}
+        env_vars |= {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+        if self.gpus_per_worker == 0:
+            env_vars["DS_ACCELERATOR"] = "cpu"
+        # A local worker imports the installed packages; a cluster gets this checkout's files.
+        shipped = {} if local else {"working_dir": str(ROOT), "excludes": EXCLUDED}
+        return {"env_vars": env_vars} | shipped
+
+    def _worker(self) -> Any:
+        ray = self.connect()
+        options = {"num_cpus": self.threads_per_worker, "num_gpus": self.gpus_per_worker}
+        return ray.remote(Worker).options(**options).remote()
+
+    def map(
+        self,
+        fn: Callable[[S, U], R],
+        units: Iterable[U],
+        state: Callable[[], S],
+        num_workers: int | None = None,
+    ) -> Iterator[R]:
+        ray = self.connect()
+        waiting = [(unit, 0) for unit in units]
+        waiting.reverse()
+        size = min(num_workers or self.num_workers, len(waiting))
+        while len(self._pool) < size:
+            self._pool.append(self._worker())
+        idle = list(range(size))
+        work = ray.put((fn, state))  # one reference per call of map: the workers' state key
+        running: dict[Any, tuple[int, U, int]] = {}
+        while waiting or running:
+            while waiting and idle:
+                unit, deaths = waiting.pop()
+                slot = idle.pop(0)
+                future = self._pool[slot].run.remote([work], unit)
+                running[future] = (slot, unit, deaths)
+            (future,), _ = ray.wait(list(running), num_returns=1)
+            slot, unit, deaths = running.pop(future)
+            idle.append(slot)
+            try:
+                node, result = ray.get(future)
+            except ray.exceptions.RayActorError as error:
+                if deaths + 1 >= MAX_DEATHS:
+                    raise RuntimeError(
+                        f"a unit of work killed {MAX_DEATHS} workers in turn: {error}"
+                    ) from error
+                self._pool[slot] = self._worker()
+                waiting.append((unit, deaths + 1))
+                continue
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from error
+            self.nodes.add(node)
+            yield result
+
+    def run_group(
+        self, fn: Callable[[dict[str, Any]], R], config: dict[str, Any], num_workers: int
+    ) -> R:
+        """Run the group under Ray Train. Its checkpoints are not used: `fn` keeps its own."""
+        self.connect()
+        self.release()
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+        if self.address == "local":  # nobody drains the only node; saves a process
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        gpus = self.gpus_per_worker
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="ray-train-", dir=self.scratch) as storage:
+            trainer = TorchTrainer(
+                fn,
+                train_loop_config=config,
+                scaling_config=ScalingConfig(
+                    num_workers=num_workers,
+                    use_gpu=gpus > 0,
+                    resources_per_worker={"CPU": self.threads_per_worker}
+                    | ({"GPU": gpus} if gpus else {}),
+                ),
+                run_config=RunConfig(
+                    storage_path=storage,
+                    failure_config=FailureConfig(max_failures=MAX_DEATHS),
+                ),
+                torch_config=TorchConfig(
+                    backend="nccl" if gpus else "gloo", timeout_s=GROUP_TIMEOUT_S
+                ),
+            )
+            try:
+                return _beside_main_thread(trainer.fit).return_value  # type: ignore[no-any-return]
+            except TrainingFailedError as error:
+                failures = getattr(error, "worker_failures", {}) or {"controller": error}
+                reasons = (f"rank {r}: {str(e).strip()[:500]}" for r, e in failures.items())
+                raise RuntimeError(
+                    f"the group of {num_workers} failed {MAX_DEATHS + 1} times, at last with "
+                    + "; ".join(reasons)
+                ) from error
+
+    def release(self) -> None:
+        """Give the pool's CPUs and GPUs back."""
+        for worker in self._pool:
+            self._ray.kill(worker)
+        self._pool = []
+
+    def close(self) -> None:
+        if self._ray is not None:
+            self.release()
+            self._ray.shutdown()
+            self._ray = None
+
+
+def _beside_main_thread(fn: Callable[[], R]) -> R:
+    """Call `fn` in a thread of its own: in the main thread Ray Train would take Ctrl-C for itself
+    and end the process as if all were well."""
+    outcome: Future[R] = Future()
+
+    def call() -> None:
+        try:
+            outcome.set_result(fn())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return outcome.result()
+
+
+class Worker:
+    """A process of the pool; it keeps the state of the last `map` only."""
+
+    def __init__(self) -> None:
+        self.work: Any = None
+        self.state: Any = None
+
+    def run(self, work: list[Any], unit: Any) -> tuple[str, Any]:
+        """Run one unit. `work` holds one reference, to (fn, state builder)."""
+        import ray
+
+        (reference,) = work
+        if reference != self.work:
+            self.state = None  # let the old one go before the new one is built
+            fn, build = ray.get(reference)
+            self.fn, self.state, self.work = fn, build(), reference
+        return socket.gethostname(), self.fn(self.state, unit)
