@@ -1,0 +1,45 @@
+"""The corpus in training: its blocks, and the order in which every run reads them."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file
+
+from tasks.digests import digest_of
+
+
+class Blocks(NamedTuple):
+    """Packed token blocks, mapped from the file: only what is read takes memory."""
+
+    ids: torch.Tensor
+    """int32, [num_blocks, block_tokens]"""
+    loss_mask: torch.Tensor
+    """uint8, [num_blocks, block_tokens]: 1 where the token is to be learned."""
+
+
+def load_blocks(folder: Path) -> Blocks:
+    return Blocks(**load_file(folder / "blocks.safetensors"))
+
+
+def derive_seed(*parts: int) -> int:
+    """Return a seed for a unit of work, unrelated to those of its neighbours."""
+    return int(digest_of(list(parts))[:15], 16)
+
+
+def batch_rows(step: int, batch_blocks: int, num_blocks: int, seed: int) -> torch.Tensor:
+    """Return which blocks make up a step's global batch, [batch_blocks].
+
+    Each epoch is a permutation fixed by (seed, epoch), and steps read one epoch after the other;
+    the number of workers plays no part.
+    """
+    positions = range(step * batch_blocks, (step + 1) * batch_blocks)
+    rows = [_permutation(num_blocks, seed, p // num_blocks)[p % num_blocks] for p in positions]
+    return torch.stack(rows)
+
+
+@lru_cache(maxsize=2)
+def _permutation(num_blocks: int, seed: int, epoch: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
+    return torch.randperm(num_blocks, generator=generator)

@@ -1,0 +1,128 @@
+"""Training checkpoints in the store: each rank's DeepSpeed files, complete once a marker says so.
+
+    checkpoints/<step>/<launch>/<rank>/...     what DeepSpeed saved; rank 0's with loss_curve.json
+    checkpoints/<step>.json                    created last, create-only: names the files above
+
+Each launch of the group has an id of its own, so ranks that outlive their driver for a moment
+never mix their files with those of the next launch. DeepSpeed pickles its files; they are read
+only where their digests are those that the marker names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+
+from tasks.digests import digest_file, list_files
+from tasks.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from infra.storage import Store
+
+TAG = "state"
+"""DeepSpeed's name for the folder that it writes."""
+CURVE = "loss_curve.json"
+NUM_KEPT = 2
+
+
+def upload_folder(store: Store, folder: Path, prefix: str) -> dict[str, str]:
+    """Put a folder's files below `prefix`; return their sha256 by key."""
+    files = {f"{prefix}/{path}": folder / path for path in list_files(folder)}
+    for key, path in files.items():
+        store.put_file(path, key)
+    return {key: digest_file(path) for key, path in files.items()}
+
+
+def download_files(store: Store, files: dict[str, str], prefix: str, folder: Path) -> None:
+    """Fetch those files that lie below `prefix` into `folder`.
+
+    Raises:
+        CheckpointError: one is not what its digest says.
+    """
+    for key, digest in files.items():
+        if key.startswith(f"{prefix}/"):
+            path = folder / key.removeprefix(f"{prefix}/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            store.get_file(key, path)
+            if digest_file(path) != digest:
+                raise CheckpointError(
+                    f"{store.uri}/{key} is not what was written",
+                    "delete the .json beside its checkpoint's folder to go on from an older one",
+                )
+
+
+def save_checkpoint(
+    engine: Any, store: Store, prefix: str, launch: str, curve: list[dict[str, Any]]
+) -> None:
+    """Save the state after `len(curve)` steps; called on all ranks, and all take part.
+
+    Args:
+        prefix: The stage's folder in the store.
+        launch: Id of this launch of the group, the same on all ranks.
+    """
+    name = f"{prefix}/checkpoints/{len(curve):08d}"
+    with tempfile.TemporaryDirectory(prefix="nightpress-") as folder:
+        engine.save_checkpoint(folder, tag=TAG, save_latest=False)
+        if dist.get_rank() == 0:
+            (Path(folder) / TAG / CURVE).write_text(json.dumps(curve))
+        shard = rank_folder(name, launch, dist.get_rank())
+        uploaded = upload_folder(store, Path(folder) / TAG, shard)
+    shards: list[dict[str, str]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(shards, uploaded)  # all have arrived
+    if dist.get_rank() == 0:
+        files = {key: digest for shard in shards for key, digest in shard.items()}
+        marker = {"launch": launch, "world_size": len(shards), "files": files}
+        store.create(f"{name}.json", json.dumps(marker, indent=1).encode())
+        delete_older(store, prefix)
+
+
+def load_newest(engine: Any, store: Store, prefix: str) -> list[dict[str, Any]]:
+    """Load the newest complete checkpoint, the same on all ranks; return its loss curve.
+
+    The curve has an entry for each step done; it is empty where there is no checkpoint yet.
+    """
+    found = [newest_marker(store, prefix) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found)
+    if found[0] is None:
+        return []
+    name = found[0].removesuffix(".json")
+    marker = json.loads(store.read(found[0]))
+    with tempfile.TemporaryDirectory(prefix="nightpress-") as folder:
+        for rank in {0, dist.get_rank()}:  # rank 0's has the weights, the own the optimiser
+            shard = rank_folder(name, marker["launch"], rank)
+            download_files(store, marker["files"], shard, Path(folder) / TAG)
+        engine.load_checkpoint(folder, tag=TAG)
+        curve: list[dict[str, Any]] = json.loads((Path(folder) / TAG / CURVE).read_text())
+    return curve
+
+
+def rank_folder(name: str, launch: str, rank: int) -> str:
+    return f"{name}/{launch}/{rank:05d}"
+
+
+def newest_marker(store: Store, prefix: str) -> str | None:
+    """Return the key of the newest complete checkpoint's marker."""
+    return max(_markers(store, prefix), default=None)
+
+
+def _markers(store: Store, prefix: str) -> list[str]:
+    keys = store.list(f"{prefix}/checkpoints/")
+    return [key for key in keys if re.fullmatch(r"\d{8}\.json", key.rpartition("/")[2])]
+
+
+def delete_older(store: Store, prefix: str) -> None:
+    """Delete all checkpoints, complete or not, that are older than the newest NUM_KEPT."""
+    kept = sorted(_markers(store, prefix))[-NUM_KEPT:]
+    delete_checkpoints(store, prefix, before=kept[0])
+
+
+def delete_checkpoints(store: Store, prefix: str, before: str = "~") -> None:
+    """Delete every key below `checkpoints/` that sorts before `before`; markers go first."""
+    older = [key for key in store.list(f"{prefix}/checkpoints/") if key < before]
+    for key in sorted(older, key=lambda key: not key.endswith(".json")):
+        store.delete(key)

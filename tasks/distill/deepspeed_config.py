@@ -1,0 +1,100 @@
+"""A training run as arithmetic: batches, steps and learning rates, and DeepSpeed's configuration.
+
+Pure Python, so that a preflight can find a batch that does not divide before anything starts.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+FINAL_FRACTION = 0.1
+"""The cosine ends at this fraction of the peak learning rate."""
+
+BUCKET_ELEMENTS = 50_000_000
+"""Gradients reduced at once; DeepSpeed's own default would claim 2 GB on each worker."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How the blocks of one optimiser step are spread over ranks and forward passes."""
+
+    micro_blocks: int
+    """Blocks per forward pass of one rank."""
+    num_accumulated: int
+    """Forward passes of one rank per optimiser step."""
+    world_size: int
+
+    @property
+    def num_blocks(self) -> int:
+        return self.micro_blocks * self.num_accumulated * self.world_size
+
+    def micro_batches(self, rank: int) -> list[slice]:
+        """Where in the global batch each of a rank's forward passes lies."""
+        starts = [
+            (index * self.world_size + rank) * self.micro_blocks
+            for index in range(self.num_accumulated)
+        ]
+        return [slice(start, start + self.micro_blocks) for start in starts]
+
+
+def split_batch(batch_blocks: int, micro_batch_blocks: int, world_size: int) -> Batch:
+    """Spread a global batch over the ranks.
+
+    Raises:
+        ValueError: it is no multiple of what all ranks take in one forward pass.
+    """
+    per_pass = micro_batch_blocks * world_size
+    if batch_blocks % per_pass:
+        multiple = math.ceil(batch_blocks / per_pass) * per_pass
+        remedies = [f"batch_blocks: {multiple}"]
+        if batch_blocks % world_size == 0:
+            micro = math.gcd(batch_blocks // world_size, micro_batch_blocks)
+            remedies.append(f"micro_batch_blocks: {micro}")
+        raise ValueError(
+            f"distill: batch_blocks must be a multiple of micro_batch_blocks x cluster.workers = "
+            f"{micro_batch_blocks} x {world_size}, got {batch_blocks}; "
+            f"{' or '.join(remedies)} would do"
+        )
+    return Batch(micro_batch_blocks, batch_blocks // per_pass, world_size)
+
+
+def count_steps(num_tokens: int, batch_blocks: int, block_tokens: int) -> int:
+    """Optimiser steps after which at least `num_tokens` have been seen."""
+    return math.ceil(num_tokens / (batch_blocks * block_tokens))
+
+
+def learning_rate_at(step: int, num_steps: int, peak: float, warmup: float) -> float:
+    """Learning rate of a step (counted from 0): a linear warm-up, then a cosine to a tenth.
+
+    Args:
+        warmup: Fraction of the steps that warm up.
+    """
+    num_warmup = round(warmup * num_steps)
+    if step < num_warmup:
+        return peak * (step + 1) / num_warmup
+    progress = (step - num_warmup) / max(1, num_steps - 1 - num_warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * (FINAL_FRACTION + (1 - FINAL_FRACTION) * cosine)
+
+
+def deepspeed_config(options: dict[str, Any], batch: Batch) -> dict[str, Any]:
+    """Return DeepSpeed's configuration for a recipe's distillation options.
+
+    The optimiser is torch's AdamW, handed over: DeepSpeed's own would be compiled on first use.
+    In bfloat16, ZeRO 0 becomes 1: DeepSpeed's unpartitioned bf16 optimiser takes a step of zero
+    gradients before the first, which spoils Adam's bias correction.
+    """
+    bf16 = options["dtype"] == "bfloat16"
+    return {
+        "train_batch_size": batch.num_blocks,
+        "train_micro_batch_size_per_gpu": batch.micro_blocks,
+        "gradient_accumulation_steps": batch.num_accumulated,
+        "gradient_clipping": options["clip_norm"],
+        "zero_optimization": {
+            "stage": max(options["zero_stage"], 1 if bf16 else 0),
+            "reduce_bucket_size": BUCKET_ELEMENTS,
+            "allgather_bucket_size": BUCKET_ELEMENTS,
+        },
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": bf16},
+    }

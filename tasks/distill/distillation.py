@@ -1,0 +1,117 @@
+"""The distill stage: train the student on the corpus, towards the teacher where a loss says so."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from tasks.digests import digest_file
+from tasks.distill.checkpoints import download_files
+from tasks.distill.deepspeed_config import count_steps, split_batch
+from tasks.distill.objective import build_terms
+from tasks.distill.progress import followed_progress
+from tasks.distill.training import TrainingJob, train_on_rank
+from tasks.errors import ClusterError, TrainingError
+from tasks.models.checkpoint import describe_model, load_config, load_tokenizer
+from tasks.records import CorpusRef, ModelRef
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tasks.stage import StageSpace
+
+
+def distill(
+    space: StageSpace,
+    options: dict[str, Any],
+    *,
+    teacher: ModelRef,
+    student: ModelRef,
+    corpus: CorpusRef,
+) -> ModelRef:
+    """Train on a process group of `world_size` ranks and write the trained student to `space.out`.
+
+    Whatever was killed on the way, ranks or this process, training goes on from the newest
+    checkpoint below the stage's prefix, and is not repeated once it is done.
+
+    Raises:
+        ValueError: the batch does not divide over the ranks, or the tokenizers differ.
+        ClusterError: ranks failed more often than they may.
+        TrainingError: the loss is not a number any more.
+    """
+    batch = split_batch(
+        options["batch_blocks"], options["micro_batch_blocks"], options["world_size"]
+    )
+    num_steps = count_steps(options["num_tokens"], batch.num_blocks, corpus.block_tokens)
+    towards_teacher = any(term.needs_teacher for term in build_terms(options["losses"]))
+    vocab_size = None
+    if towards_teacher:
+        vocab_size = shared_vocab_size(space.local(teacher.uri), space.local(student.uri))
+    job = TrainingJob(
+        store=space.store,
+        prefix=space.prefix,
+        localize=space.localizer,
+        options=options,
+        teacher_uri=teacher.uri if towards_teacher else None,
+        student_uri=student.uri,
+        corpus_uri=corpus.uri,
+        vocab_size=vocab_size,
+        num_steps=num_steps,
+    )
+    if not space.store.exists(f"{space.prefix}/trained.json"):
+        run_training(space, job)
+    trained = json.loads(space.store.read(f"{space.prefix}/trained.json"))
+    space.executor.nodes.update(trained["nodes"])
+    space.progress(num_steps, num_steps)
+    download_files(space.store, trained["files"], trained["folder"], space.out)
+    return describe_model(
+        space.out,
+        space.output_uri(),
+        initial_loss=round(trained["initial_loss"], 6),
+        final_loss=round(trained["final_loss"], 6),
+        num_steps=num_steps,
+        tokens=num_steps * batch.num_blocks * corpus.block_tokens,
+    )
+
+
+def run_training(space: StageSpace, job: TrainingJob) -> None:
+    """Run the group until the trained student lies in the store."""
+    with followed_progress(space, job.num_steps):
+        try:
+            failure = space.executor.run_group(
+                train_on_rank, {"job": job}, job.options["world_size"]
+            )
+        except RuntimeError as error:
+            raise ClusterError(
+                f"training stopped: {error}",
+                "the same command goes on from the newest checkpoint",
+            ) from error
+    if failure is not None:
+        raise TrainingError(failure)
+
+
+def shared_vocab_size(teacher: Path, student: Path) -> int | None:
+    """Return how many logits of both models mean the same tokens; None where all do.
+
+    Models of one family may pad their vocabularies to different sizes; what counts is then the
+    tokenizer's own size.
+
+    Raises:
+        ValueError: they are of different tokenizers, so that no logit means the same.
+    """
+    if any_differ(teacher, student, "tokenizer.json"):
+        tokens = load_tokenizer(teacher).get_vocab(), load_tokenizer(student).get_vocab()
+        if tokens[0] != tokens[1]:
+            raise ValueError(
+                f"distill: teacher and student have different tokenizers ({len(tokens[0])} and "
+                f"{len(tokens[1])} tokens), so their logits cannot be compared; expected one "
+                "tokenizer for both: use cross_entropy alone, or a student of the teacher's family"
+            )
+    sizes = {load_config(folder)["vocab_size"] for folder in (teacher, student)}
+    return len(load_tokenizer(teacher)) if len(sizes) > 1 else None
+
+
+def any_differ(first: Path, second: Path, name: str) -> bool:
+    """Whether a file is missing on one side, or has other bytes there."""
+    paths = [first / name, second / name]
+    return not all(p.is_file() for p in paths) or len({digest_file(p) for p in paths}) > 1

@@ -1,0 +1,99 @@
+"""The load gate: before anything is published, plain transformers must load it and agree."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import CheckpointError
+from tasks.records import ModelRef, Record
+
+PROGRAM = Path(__file__).with_name("fresh_process.py")
+TIMEOUT_S = 1800
+TOLERANCE = 0.01
+"""Relative difference in nats/token; casts to bfloat16 stay an order of magnitude below."""
+
+
+class Probe(Record):
+    """A few held-out windows and what the model in memory made of them."""
+
+    ids: list[list[int]]
+    """[num_windows, window]; every token but a window's first is scored."""
+    nats_per_token: float
+
+
+class LoadEvidence(Record):
+    """What a fresh process found when it loaded the artifact."""
+
+    architecture: str
+    nats_per_token: float
+    reference_nats_per_token: float
+    """Of the model in memory, on the same windows."""
+    num_windows: int
+    versions: dict[str, str]
+
+
+def check_loads(folder: Path, model: ModelRef, probe: Probe) -> LoadEvidence:
+    """Load a folder with plain `from_pretrained`, no remote code, in a process of its own.
+
+    Raises:
+        CheckpointError: it does not load, weights are missing or left over, the parameters are
+            not as many as the record says, or the loss is not that of the model in memory.
+    """
+    found = ask_fresh_process(folder, probe)
+    for kind in ("missing", "unexpected", "mismatched"):
+        if found[kind]:
+            names = ", ".join(found[kind][:3])
+            raise CheckpointError(
+                f"load gate: {len(found[kind])} {kind} weights, {names}; the model that "
+                "transformers builds from config.json is not the one that was saved"
+            )
+    if not found["quantized"] and found["num_parameters"] != model.num_parameters:
+        raise CheckpointError(
+            f"load gate: expected {model.num_parameters:,} parameters, the loaded model has "
+            f"{found['num_parameters']:,}"
+        )
+    if (found["vocabulary"] or 0) > found["embedding_rows"]:
+        raise CheckpointError(
+            f"load gate: the tokenizer has {found['vocabulary']:,} tokens, the model embeds "
+            f"{found['embedding_rows']:,}"
+        )
+    nats, expected = found["nats_per_token"], probe.nats_per_token
+    if not abs(nats - expected) <= TOLERANCE * expected:
+        raise CheckpointError(
+            f"load gate: expected {expected:.4f} nats/token as in memory, the loaded model gives "
+            f"{nats:.4f} on the same {len(probe.ids)} windows"
+        )
+    return LoadEvidence(
+        architecture=found["architecture"],
+        nats_per_token=nats,
+        reference_nats_per_token=expected,
+        num_windows=len(probe.ids),
+        versions=found["versions"],
+    )
+
+
+def ask_fresh_process(folder: Path, probe: Probe) -> dict[str, Any]:
+    request = json.dumps({"folder": str(folder.resolve()), "ids": probe.ids})
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    try:
+        process = subprocess.run(
+            [sys.executable, "-I", str(PROGRAM)],
+            input=request,
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise CheckpointError(f"load gate: {folder} did not load within {TIMEOUT_S} s") from None
+    if process.returncode != 0:
+        lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
+        raise CheckpointError(f"load gate: plain transformers cannot load it: {lines[-1]}")
+    answer: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return answer

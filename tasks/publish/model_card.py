@@ -1,0 +1,59 @@
+"""The model card: README.md of an artifact, with the front matter that the hub reads."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from tasks.publish.manifest import Manifest
+from tasks.report import wording
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def write_model_card(manifest: Manifest, store_uri: str) -> str:
+    """Render the card of an artifact in a store; the same manifest gives the same bytes."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    recipe = manifest.provenance.recipe
+    export = next(e for e in recipe["exports"] if e["name"] == manifest.export)
+    teacher = manifest.provenance.teacher
+    return environment.get_template("model_card.md.jinja").render(
+        front_matter=yaml.safe_dump(front_matter(manifest, export), sort_keys=False).strip(),
+        manifest=manifest,
+        provenance=manifest.provenance,
+        teacher=teacher,
+        teacher_bytes=4 * teacher.num_parameters,
+        teacher_metrics=manifest.provenance.teacher_metrics,
+        speedup=manifest.metrics.tokens_per_s / manifest.provenance.teacher_metrics.tokens_per_s,
+        steps=[*map(wording.describe_step, recipe["steps"]), wording.describe_export(export)],
+        reference=f"{manifest.recipe_name}/{manifest.export}@sha256:{manifest.digest[:12]}",
+        store_uri=store_uri,
+        wording=wording,
+    )
+
+
+def front_matter(manifest: Manifest, export: dict[str, Any]) -> dict[str, Any]:
+    recipe = manifest.provenance.recipe
+    done = {"prune": "pruned", "distill": "distilled"}
+    kinds = [kind for step in recipe["steps"] for kind in done if step.get(kind)]
+    tags = ["nightpress", *dict.fromkeys(done[kind] for kind in kinds)]
+    if export["method"] != "none":
+        tags += ["quantized", export["method"]]
+    if export["format"] != "safetensors":
+        tags.append(export["format"])
+    matter: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    if HUB_ID.fullmatch(recipe["teacher"]["model"]):
+        matter["base_model"] = recipe["teacher"]["model"]
+    if manifest.provenance.licence.name:
+        matter["license"] = manifest.provenance.licence.name
+    return matter | {"tags": tags}

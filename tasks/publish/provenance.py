@@ -1,0 +1,118 @@
+"""What a run's artifacts have in common: teacher, data, code, libraries, hardware, licence.
+
+Facts are named one by one. The environment is never copied, so no secret can be among them.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tasks.code_version import PACKAGES, ROOT, code_version, library_version
+from tasks.recipe import Recipe
+from tasks.records import Metrics, ModelRef, Record
+
+LIBRARIES = (
+    "nightpress",
+    "torch",
+    "transformers",
+    "compressed-tensors",
+    "deepspeed",
+    "numpy",
+    "prefect",
+    "ray",
+    "safetensors",
+    "tokenizers",
+)
+LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "USE_POLICY.md")
+
+
+class Licence(Record):
+    """The teacher's licence, which holds for every model made from it."""
+
+    name: str | None
+    """The identifier in the teacher's model card, such as `apache-2.0`; None where it has none."""
+    files: list[str]
+    """Licence texts that travel with the weights."""
+
+
+class Provenance(Record):
+    """Where all artifacts of one run come from."""
+
+    created: str
+    """UTC, ISO 8601."""
+    recipe: dict[str, Any]
+    """Resolved: plugins' defaults filled in, paths absolute."""
+    seed: int
+    alignment: int
+    """The multiple to which every pruned width was kept."""
+    teacher: ModelRef
+    teacher_metrics: Metrics
+    data: dict[str, str]
+    """sha256 by use: calibration, evaluation, corpus, ..."""
+    code_version: str
+    """sha256 over nightpress's own sources."""
+    libraries: dict[str, str]
+    hardware: dict[str, str | int]
+    """Of the machine that published; each stage names the nodes that it ran on."""
+    licence: Licence
+
+
+def gather_provenance(
+    recipe: Recipe,
+    teacher: ModelRef,
+    teacher_folder: Path,
+    teacher_metrics: Metrics,
+    data: dict[str, str],
+) -> Provenance:
+    sources = [p for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))]
+    return Provenance(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        recipe=recipe.model_dump(mode="json"),
+        seed=recipe.seed,
+        alignment=recipe.alignment,
+        teacher=teacher,
+        teacher_metrics=teacher_metrics,
+        data=data,
+        code_version=code_version(sources),
+        libraries={name: library_version(name) for name in LIBRARIES},
+        hardware=describe_hardware(),
+        licence=find_licence(teacher_folder),
+    )
+
+
+def describe_hardware() -> dict[str, str | int]:
+    """Name processor, memory and GPUs without importing torch."""
+    facts: dict[str, str | int] = {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "num_cpus": os.cpu_count() or 1,
+        "memory_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**30,
+    }
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        found = subprocess.run(query, capture_output=True, text=True, check=False)
+        if found.returncode == 0:
+            facts["gpus"] = ", ".join(found.stdout.split("\n")).strip(", ")
+    return facts
+
+
+def find_licence(teacher_folder: Path) -> Licence:
+    """Read the licence from the front matter of the teacher's model card, and list its texts."""
+    name = None
+    card = teacher_folder / "README.md"
+    if card.is_file():
+        parts = card.read_text(encoding="utf-8").split("---\n", 2)
+        matter = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+        found = matter.get("license") if isinstance(matter, dict) else None
+        name = found if isinstance(found, str) else None
+    files = [name for name in LICENCE_FILES if (teacher_folder / name).is_file()]
+    return Licence(name=name, files=files)

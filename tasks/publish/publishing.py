@@ -1,0 +1,150 @@
+"""Publish an export: load gate, files, manifest, channel, in this order: never half of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+from infra.storage import localize, put_folder
+from tasks.errors import QualityGateError, StorageError
+from tasks.publish.channels import ChannelEntry, append_entry, read_newest, read_turned_away
+from tasks.publish.load_check import Probe, check_loads
+from tasks.publish.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    artifact_prefix,
+    artifact_ref,
+    list_entries,
+    make_manifest,
+    read_manifest,
+)
+from tasks.publish.model_card import write_model_card
+from tasks.publish.provenance import Provenance
+from tasks.records import ArtifactRef, GateReport, Metrics, ModelRef, Record, StageResult
+
+if TYPE_CHECKING:
+    from infra.storage import Store
+
+Regate = Callable[[ArtifactRef], GateReport]
+"""Holds the candidate against another champion."""
+
+
+class Release(Record):
+    """An export that passed its gate, and all that its manifest will say of it."""
+
+    export: str
+    model: ModelRef
+    metrics: Metrics
+    gate: GateReport
+    champion: str | None
+    """Digest of the artifact that the gate held it against; None where the channel was empty."""
+    stages: list[StageResult]
+    """What was done, in order, from the corpus to this export's evaluation."""
+    provenance: Provenance
+
+
+class Publication(Record):
+    artifact: ArtifactRef
+    outcome: Literal["published", "unchanged", "held"]
+    """`unchanged`: the channel serves it already. `held`: a person rolled the channel back from
+    this very artifact, and only a person promotes it again."""
+
+
+def publish_export(
+    store: Store,
+    release: Release,
+    probe: Probe,
+    report_html: str,
+    channel: str,
+    by: str,
+    why: str,
+    regate: Regate,
+) -> Publication:
+    """Put an export into the store and make the channel serve it.
+
+    An artifact that is in the store already is neither loaded nor uploaded again. A publisher
+    that finds another champion than the one it was gated against is gated again.
+
+    Args:
+        probe: Held-out windows for the load gate.
+        by: Who publishes, for the channel's history.
+
+    Raises:
+        CheckpointError: plain transformers does not load it, or gets other results from it.
+        QualityGateError: it does not pass against a champion published in the meantime.
+        StorageError: the store refuses it, or returned other bytes than were written.
+    """
+    assert release.gate.passed
+    name, export, digest = release.provenance.recipe["name"], release.export, release.model.digest
+    if store.exists(f"{artifact_prefix(name, export, digest)}/{MANIFEST_NAME}"):
+        manifest = read_manifest(store, name, export, digest)
+    else:
+        manifest = upload(store, release, probe, report_html)
+    outcome = advance_channel(store, manifest, release.champion, channel, by, why, regate)
+    return Publication(artifact=artifact_ref(store, manifest), outcome=outcome)
+
+
+def upload(store: Store, release: Release, probe: Probe, report_html: str) -> Manifest:
+    """Check that the model loads, then write its files, card and report, and the manifest last."""
+    folder = localize(store, release.model.uri)
+    manifest = make_manifest(
+        provenance=release.provenance,
+        export=release.export,
+        model=release.model,
+        files=list_entries(folder),
+        metrics=release.metrics,
+        gate=release.gate,
+        load_check=check_loads(folder, release.model, probe),
+        stages=release.stages,
+        parent=release.champion,
+    )
+    prefix = manifest.prefix
+    try:
+        put_folder(store, folder, f"{prefix}/files")
+        store.write(f"{prefix}/README.md", write_model_card(manifest, store.uri).encode())
+        store.write(f"{prefix}/report.html", report_html.encode())
+        expected = {f"{prefix}/files/{path}": f.bytes for path, f in manifest.files.items()}
+        stored = store.sizes(f"{prefix}/files")
+        if stored != expected:
+            wrong = sorted(set(stored.items()) ^ set(expected.items()))[0][0]
+            raise StorageError(f"{store.uri}/{wrong} is not what was uploaded")
+        created = store.create(f"{prefix}/{MANIFEST_NAME}", manifest.to_json())
+        written = read_manifest(store, manifest.recipe_name, manifest.export, manifest.digest)
+    except OSError as error:
+        raise StorageError(f"{store.uri}/{prefix} could not be written: {error}") from error
+    if created and written != manifest:
+        raise StorageError(f"{store.uri}/{prefix}/{MANIFEST_NAME} does not read back as written")
+    return written
+
+
+def advance_channel(
+    store: Store,
+    manifest: Manifest,
+    gated_against: str | None,
+    channel: str,
+    by: str,
+    why: str,
+    regate: Regate,
+) -> Literal["published", "unchanged", "held"]:
+    """Append the artifact to its channel, gated against whatever stands there at that moment."""
+    name, export, digest = manifest.recipe_name, manifest.export, manifest.digest
+    entry: ChannelEntry | None = None
+    while entry is None:
+        newest = read_newest(store, name, export, channel)
+        if newest and newest.digest == digest:
+            return "unchanged"
+        if digest in read_turned_away(store, name, export, channel):
+            return "held"
+        if newest and newest.digest != gated_against:
+            champion = read_manifest(store, name, export, newest.digest)
+            report = regate(artifact_ref(store, champion))
+            if not report.passed:
+                reasons = "; ".join(check.reason for check in report.checks if check.reason)
+                raise QualityGateError(
+                    f"{name}/{export}: refused against the new champion "
+                    f"sha256:{newest.digest[:12]} on {channel}: {reasons}"
+                )
+            gated_against = newest.digest
+            why = f"{why}; gated again, against sha256:{newest.digest[:12]}"
+        entry = append_entry(store, name, export, channel, newest, digest, "publish", by, why)
+    return "published"

@@ -1,0 +1,119 @@
+"""The quantized prefix: what the blocks quantized so far make of the calibration text.
+
+The model goes block by block through its own quantized beginning, so that each block is fitted to
+the inputs that it will see. One window at a time: no padding, and no mask that has a batch size.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tasks.models.checkpoint import load_model
+from tasks.quantize.decoder_blocks import find_blocks
+from tasks.quantize.quantized_tensor import QuantizedTensor
+
+
+@dataclass
+class Prefix:
+    """A worker's state: the model, and the residual stream that enters its next block."""
+
+    model: Any
+    blocks: nn.ModuleList
+    arguments: list[dict[str, Any]]
+    """Per block, what the model passes beside the residual stream."""
+    streams: list[torch.Tensor]
+    """Per window [1, window, hidden]."""
+    next_block: int = 0
+
+
+class _Stop(Exception):
+    """Ends a forward pass where its rest is not needed."""
+
+
+@torch.no_grad()
+def enter_model(
+    localize: Callable[[str], Path], model_uri: str, ids: torch.Tensor, trust_remote_code: bool
+) -> Prefix:
+    """Load the model and take the calibration windows up to its first block.
+
+    Args:
+        ids: Calibration tokens, [num_windows, window].
+    """
+    model = load_model(localize(model_uri), "float32", trust_remote_code)
+    blocks = find_blocks(model)
+    arguments: list[dict[str, Any]] = []
+    streams: list[torch.Tensor] = []
+
+    def record(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        arguments.append(kwargs)
+
+    def stop(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        streams.append(args[0])
+        raise _Stop
+
+    hooks = [block.register_forward_pre_hook(record, with_kwargs=True) for block in blocks]
+    model(input_ids=ids[:1].to(model.device), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    hook = blocks[0].register_forward_pre_hook(stop, with_kwargs=True)
+    for window in ids[:, None].to(model.device):
+        try:
+            model(input_ids=window, use_cache=False)
+        except _Stop:
+            continue
+    hook.remove()
+    return Prefix(model, blocks, arguments, streams)
+
+
+@torch.no_grad()
+def advance(prefix: Prefix, tensors: Mapping[str, QuantizedTensor]) -> None:
+    """Put the quantized weights into the next block and take the windows through it."""
+    for name, tensor in tensors.items():
+        weight = prefix.model.get_parameter(name)
+        weight.copy_(tensor.dequantize())
+    prefix.streams = [run_block(prefix, stream) for stream in prefix.streams]
+    prefix.next_block += 1
+
+
+def run_block(prefix: Prefix, stream: torch.Tensor) -> torch.Tensor:
+    index = prefix.next_block
+    output = prefix.blocks[index](stream, **prefix.arguments[index])
+    entering_next: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return entering_next
+
+
+@torch.no_grad()
+def collect_hessians(prefix: Prefix, names: list[str]) -> dict[str, torch.Tensor]:
+    """Return per weight the sum of x x^T over the calibration tokens, float64 [in, in].
+
+    Linears that get the same tensor, as q, k and v do, share one sum.
+    """
+    first_reader: dict[str, str] = {}
+    sums: dict[str, torch.Tensor] = {}
+    seen: list[tuple[str, torch.Tensor]] = []
+
+    def add(name: str, x: torch.Tensor) -> None:
+        if name not in first_reader:
+            first_reader[name] = next((n for n, tensor in seen if tensor is x), name)
+            seen.append((name, x))
+        if first_reader[name] == name:
+            flat = x.flatten(0, -2).float()
+            product = (flat.T @ flat).double()
+            sums[name] = sums[name] + product if name in sums else product
+
+    hooks = [
+        prefix.model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(
+            lambda module, args, name=name: add(name, args[0])
+        )
+        for name in names
+    ]
+    for stream in prefix.streams:
+        run_block(prefix, stream)
+        seen.clear()
+    for hook in hooks:
+        hook.remove()
+    return {name: sums[first_reader[name]] for name in names}

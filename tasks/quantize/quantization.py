@@ -1,0 +1,162 @@
+"""The quantize stage: block after block through a method, then all of it into a format."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tasks.corpus.text import calibration_windows
+from tasks.errors import CheckpointError
+from tasks.models.checkpoint import copy_companions, describe_model, load_tokenizer
+from tasks.plugins import load_plugin
+from tasks.quantize.calibration import Prefix, advance, collect_hessians, enter_model
+from tasks.quantize.checkpoint_tensors import read_tensors, stored_names
+from tasks.quantize.decoder_blocks import Layout, find_layout
+from tasks.quantize.quantized_tensor import QuantizedTensor, from_bytes, to_bytes
+from tasks.records import ModelRef, TextRef
+
+if TYPE_CHECKING:
+    from infra.storage import Store
+    from tasks.stage import StageSpace
+
+GROUP = "layers"
+
+
+@dataclass(frozen=True)
+class BlockWork:
+    """What a worker must know to quantize any block."""
+
+    localize: Callable[[str], Path]
+    model_uri: str
+    blocks: list[list[str]]
+    """Names of the weights to quantize, per decoder block."""
+    method: str
+    method_options: dict[str, Any]
+    dtype: torch.dtype
+    store: Store
+    units: str
+    """Folder of the store where the finished blocks lie."""
+
+
+def quantize_model(
+    space: StageSpace, options: dict[str, Any], *, model: ModelRef, calibration: TextRef
+) -> ModelRef:
+    """Quantize the linear weights of a decoder's blocks and write the model in the export's format.
+
+    A unit of work is one decoder block. With a method that needs calibration each block sees the
+    blocks before it quantized, so one worker takes them in order; a worker that begins in the
+    middle first puts the stored blocks in place.
+
+    Raises:
+        ValueError: the options do not fit the model's shape; a weight overflows the dtype.
+        CheckpointError: the checkpoint is not what its config says.
+        CorpusError: the calibration text is too short.
+    """
+    source = space.local(model.uri)
+    layout = find_layout(source, options["trust_remote_code"])
+    check_layout(source, layout, options["method"], options["method_options"].get("group_size"))
+    dtype = getattr(torch, options["dtype"])
+    work = BlockWork(
+        localize=space.localizer,
+        model_uri=model.uri,
+        blocks=[list(block) for block in layout.blocks],
+        method=options["method"],
+        method_options=options["method_options"],
+        dtype=dtype,
+        store=space.store,
+        units=f"{space.prefix}/units/{GROUP}",
+    )
+    state: Callable[[], Prefix | None] = no_state
+    if needs_hessian(options["method"]):
+        text = space.local(calibration.uri)
+        ids = calibration_windows(
+            text, load_tokenizer(source), options["num_windows"], options["window"]
+        )
+        state = partial(enter_model, space.localizer, model.uri, ids, options["trust_remote_code"])
+    results = space.compute_units(
+        partial(quantize_block, work),
+        list(range(len(layout.blocks))),
+        state,
+        group=GROUP,
+        num_workers=None if state is no_state else 1,
+    )
+    tensors = {name: tensor for data in results for name, tensor in from_bytes(data).items()}
+    kept = [name for block in layout.blocks for name in block if name not in tensors]
+    unquantized = layout.others + [name.removesuffix(".weight") for name in kept]
+    write = load_plugin("format", options["format"])
+    facts = write(source, space.out, tensors, unquantized, dtype)
+    copy_companions(source, space.out)
+    facts |= summarize(list(tensors.values()))
+    return describe_model(space.out, space.output_uri(), model.num_parameters, **facts)
+
+
+def needs_hessian(method: str) -> bool:
+    """Tell whether a method is calibrated; its file says so as NEEDS_HESSIAN."""
+    module = importlib.import_module(load_plugin("method", method).__module__)
+    return bool(module.NEEDS_HESSIAN)
+
+
+def no_state() -> None:
+    return None
+
+
+def check_layout(source: Path, layout: Layout, method: str, group_size: int | None) -> None:
+    """Hold the blocks' weights against the checkpoint and the group size.
+
+    Raises:
+        ValueError: group_size does not divide an input width, or experts would stay as they are.
+        CheckpointError: the checkpoint does not store a weight under its module's name.
+    """
+    if layout.stacked and method != "none":
+        raise ValueError(
+            f"method {method}: expected weights in linear modules, got stacked experts "
+            f"({layout.stacked[0]}); use method none"
+        )
+    stored = stored_names(source)
+    for name, (_, width) in ((n, shape) for block in layout.blocks for n, shape in block.items()):
+        if name not in stored:
+            raise CheckpointError(
+                f"{source} stores no {name}", "expected a checkpoint that is not quantized yet"
+            )
+        if group_size is not None and width % group_size:
+            divisors = [size for size in (128, 64, 32, 16, 8, 4) if width % size == 0]
+            raise ValueError(
+                f"group_size must divide every input width: {name} has {width} columns, got "
+                f"group_size {group_size}; for this one {divisors} would do, and group_size: null "
+                "(one step per row) always does"
+            )
+
+
+def quantize_block(work: BlockWork, prefix: Prefix | None, index: int) -> bytes:
+    """Return one block's quantized weights as bytes; without a prefix, from the weights alone."""
+    hessians = {}
+    if prefix is not None:
+        while prefix.next_block < index:
+            stored = work.store.read(f"{work.units}/{prefix.next_block:06d}")
+            advance(prefix, from_bytes(stored))
+        hessians = collect_hessians(prefix, work.blocks[index])
+    quantize = load_plugin("method", work.method)
+    tensors: dict[str, QuantizedTensor] = {}
+    for name, weight in read_tensors(work.localize(work.model_uri), work.blocks[index]):
+        done = quantize(weight.float(), hessians.get(name), work.dtype, **work.method_options)
+        if done is not None:
+            tensors[name] = done
+    return to_bytes(tensors)
+
+
+def summarize(tensors: list[QuantizedTensor]) -> dict[str, float]:
+    """Return the mean of each error over the weights, and the largest damping."""
+    facts: dict[str, float] = {}
+    for name in sorted({name for tensor in tensors for name in tensor.facts}):
+        values = [tensor.facts[name] for tensor in tensors]
+        if name == "damping":
+            facts["max_damping"] = max(values)
+        else:
+            facts[f"mean_{name}"] = sum(values) / len(values)
+    return facts

@@ -1,0 +1,153 @@
+"""Read a recipe: YAML, overrides, checks, and messages that say where and what would be right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from tasks.plugins import resolve_options, uri_options
+from tasks.recipe import Export, Plugin, Recipe, Step
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe, apply `a.b=value` overrides (values are YAML), and check everything in it.
+
+    Relative paths become absolute, against the recipe's folder; plugins' options are filled in.
+
+    Raises:
+        ValueError: what is wrong, where, and what would be right.
+    """
+    if not path.is_file():
+        raise ValueError(f"no recipe at {path}; `nightpress init` writes one")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} must hold a mapping, got {type(raw).__name__}")
+    for override in overrides or []:
+        set_value(raw, override)
+    try:
+        recipe = Recipe(**raw)
+        return resolve(recipe, path.parent.resolve())
+    except ValidationError as error:
+        raise ValueError(describe(error, path)) from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def set_value(raw: dict[str, Any], override: str) -> None:
+    """Apply one `--set a.b.0.c=value` to the parsed YAML, in place."""
+    dotted, sign, text = override.partition("=")
+    if not sign:
+        raise ValueError(f"--set {override!r}: expected KEY=VALUE, for example --set seed=1")
+    *parents, last = dotted.split(".")
+    node: Any = raw
+    for part in parents:
+        if isinstance(node, list):
+            node = node[_index(node, part, dotted)]
+        else:
+            node = node.setdefault(part, {})
+        if not isinstance(node, dict | list):
+            raise ValueError(f"--set {dotted}: {part!r} holds {node!r}, not a mapping")
+    node[_index(node, last, dotted) if isinstance(node, list) else last] = yaml.safe_load(text)
+
+
+def _index(node: list[Any], part: str, dotted: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise ValueError(f"--set {dotted}: expected an index below {len(node)}, got {part!r}")
+    return int(part)
+
+
+def describe(error: ValidationError, path: Path) -> str:
+    """Turn pydantic's findings into lines of: where, what was expected, what was got."""
+    lines = []
+    for found in error.errors():
+        where = ".".join(str(part) for part in found["loc"])
+        message = found["msg"].removeprefix("Value error, ")
+        if found["type"] == "extra_forbidden":
+            message = f"unknown key; known here: {', '.join(known_keys(found['loc'][:-1]))}"
+        elif not isinstance(found["input"], dict | list):
+            message = f"{message}, got {found['input']!r}"
+        lines.append(f"{path}: {where or 'recipe'}: {message}")
+    return "\n".join(lines)
+
+
+def known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """Keys that the recipe knows at a place, found by walking the models' annotations."""
+    model: Any = Recipe
+    for part in location:
+        if isinstance(part, int) or part not in getattr(model, "model_fields", {}):
+            continue
+        model = _inner_model(model.model_fields[part].annotation)
+    return sorted(getattr(model, "model_fields", {}))
+
+
+def _inner_model(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = (_inner_model(part) for part in getattr(annotation, "__args__", ()))
+    return next((model for model in inner if model is not None), None)
+
+
+def resolve_uri(uri: str, folder: Path) -> str:
+    return uri if "://" in uri else str((folder / uri).resolve())
+
+
+def resolve(recipe: Recipe, folder: Path) -> Recipe:
+    """Check every plugin, fill in its options, and make relative paths absolute."""
+
+    def plugin(kind: str, chosen: Plugin) -> Plugin:
+        done = chosen.resolved(kind)
+        uris = {n: resolve_uri(done.options[n], folder) for n in uri_options(kind, done.name)}
+        return done.model_copy(update={"options": done.options | uris})
+
+    def step(chosen: Step) -> Step:
+        if chosen.prune:
+            criterion = plugin("criterion", chosen.prune.criterion)
+            prune = chosen.prune.model_copy(update={"criterion": criterion})
+            return Step(prune=prune)
+        assert chosen.distill
+        losses = [plugin("loss", loss) for loss in chosen.distill.losses]
+        initializer = plugin("initializer", chosen.distill.initializer)
+        update = {"losses": losses, "initializer": initializer}
+        return Step(distill=chosen.distill.model_copy(update=update))
+
+    def export(chosen: Export) -> Export:
+        options = resolve_options("method", chosen.method, chosen.options)
+        resolve_options("format", chosen.format, {})
+        return chosen.model_copy(update={"options": options})
+
+    teacher = recipe.teacher
+    if (folder / teacher.model).is_dir():
+        teacher = teacher.model_copy(update={"model": str((folder / teacher.model).resolve())})
+    elif teacher.model.startswith((".", "/")):
+        raise ValueError(f"teacher.model: no folder {(folder / teacher.model).resolve()}")
+    store = recipe.publish.store
+    if store and store.startswith("file://"):
+        store = f"file://{(folder / store.removeprefix('file://')).resolve()}"
+    done = recipe.model_copy(
+        update={
+            "teacher": teacher,
+            "calibration": recipe.calibration.model_copy(
+                update={"text": resolve_uri(recipe.calibration.text, folder)}
+            ),
+            "evaluation": recipe.evaluation.model_copy(
+                update={"text": resolve_uri(recipe.evaluation.text, folder)}
+            ),
+            "corpus": recipe.corpus.model_copy(
+                update={
+                    "sources": [plugin("source", s) for s in recipe.corpus.sources],
+                    "filters": [plugin("filter", f) for f in recipe.corpus.filters],
+                }
+            ),
+            "steps": [step(s) for s in recipe.steps],
+            "exports": [export(e) for e in recipe.exports],
+            "publish": recipe.publish.model_copy(update={"store": store}),
+        }
+    )
+    assert done.alignment  # raises where group sizes do not fit together
+    return done

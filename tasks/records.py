@@ -1,0 +1,170 @@
+"""What stages hand to each other: small frozen records, never tensors.
+
+A ref is a URI, the sha256 digest of the content, and a few facts. The digest, never the URI,
+enters a stage's key, so a moved store or a renamed folder changes nothing.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    """Base of all records: immutable, strict about its fields, JSON both ways."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TextRef(Record):
+    """A JSONL file of rows with `text` or `messages`."""
+
+    uri: str
+    digest: str
+    num_bytes: int
+
+
+class CorpusRef(Record):
+    """Packed token blocks: safetensors, `ids` and `loss_mask` [num_blocks, block_tokens]."""
+
+    uri: str
+    digest: str
+    num_blocks: int
+    block_tokens: int
+    num_documents: int
+    dropped: dict[str, int]
+    """Documents that a filter dropped, by reason."""
+    sources: dict[str, int]
+    """Documents kept, by source."""
+
+
+class ModelRef(Record):
+    """A folder that `transformers` loads: config, safetensors, tokenizer."""
+
+    uri: str
+    digest: str
+    architecture: str
+    num_parameters: int
+    """Tied parameters counted once."""
+    num_bytes: int
+    """Sum over the folder's files."""
+    facts: dict[str, str | int | float] = {}
+    """What the step that made this model wants said of it (shape, sparsity got, tau, ...)."""
+
+
+class Metrics(Record):
+    """The held-out quality and speed of one model, with the protocol that makes them comparable."""
+
+    nats_per_token: float
+    perplexity: float
+    num_tokens: int
+    """Tokens scored."""
+    num_documents: int
+    tokens_per_s: float
+    """Prefill speed, as `speed_protocol` says."""
+    protocol: str
+    speed_protocol: str
+    documents_uri: str
+    """JSON: per document the summed nats and the scored tokens, in the text's order."""
+    digest: str
+
+
+class Difference(Record):
+    """Nats/token of one model less those of another, on the same documents."""
+
+    figure: float
+    """Sum of the documents' differences over the sum of their tokens."""
+    lower: float
+    upper: float
+    """Ends of the two one-sided 95% intervals."""
+    num_documents: int
+
+
+class GateCheck(Record):
+    """One limit of the gate and the evidence against it."""
+
+    name: str
+    """The limit's place in the recipe, such as `teacher.max_nats_increase`."""
+    against: str
+    """Digest of the teacher or champion that the candidate is held against."""
+    limit: float
+    figure: float
+    difference: Difference | None = None
+    """Where the check is statistical: the figure with its interval, whose upper end decides."""
+    passed: bool
+    reason: str | None = None
+    """Why the check was not passed."""
+    protocol: str
+
+
+class GateReport(Record):
+    passed: bool
+    checks: list[GateCheck]
+    notes: list[str]
+    """What was not checked, and why."""
+
+
+class ArtifactRef(Record):
+    """A published, immutable export."""
+
+    recipe: str
+    export: str
+    digest: str
+    uri: str
+    num_parameters: int
+    num_bytes: int
+
+
+class StageResult(Record):
+    """How one stage of a run ended; the report's and the table's row."""
+
+    title: str
+    stage: str
+    key: str
+    outcome: Literal["cached", "computed"]
+    seconds: float
+    """Seconds spent when it was computed, by whichever run did."""
+    nodes: list[str]
+
+
+ModelKind = Literal["teacher", "prune", "distill", "comparison", "export"]
+
+
+class EvaluatedModel(Record):
+    """One model on the way from the teacher to the exports, and how good it is."""
+
+    title: str
+    """An export's is the export's name."""
+    kind: ModelKind
+    made_by: str | None
+    """Title of the stage that made it; None for the teacher."""
+    model: ModelRef
+    metrics: Metrics
+
+
+class ExportResult(Record):
+    """How one export ended."""
+
+    export: str
+    gate: GateReport
+    outcome: Literal["published", "unchanged", "held", "refused"]
+    """`unchanged`: the channel serves it already. `held`: a person rolled back from it."""
+    artifact: ArtifactRef | None
+    """None where the gate refused it."""
+
+
+class RunRecord(Record):
+    """`run.json`: what happened in one night, whatever its end."""
+
+    schema_version: int = 1
+    recipe: str
+    run_id: str
+    started: str
+    """UTC, ISO 8601."""
+    seconds: float
+    status: Literal["done", "unchanged", "refused", "failed"]
+    store_uri: str
+    channel: str
+    stages: list[StageResult]
+    models: list[EvaluatedModel]
+    exports: list[ExportResult]
+    error: str | None = None

@@ -1,0 +1,120 @@
+"""How numbers, steps and verdicts read, in the report and on the model card alike."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from tasks.records import Difference, GateCheck
+
+MINUS = "\N{MINUS SIGN}"
+
+
+def format_bytes(num_bytes: float) -> str:
+    """Decimal units, three digits: 5.78 MB."""
+    return three_digits(num_bytes, (" B", " kB", " MB", " GB", " TB"))
+
+
+def format_count(count: float) -> str:
+    """Three digits: 1.44 M."""
+    return three_digits(count, ("", " k", " M", " B"))
+
+
+def three_digits(value: float, units: tuple[str, ...]) -> str:
+    step = 0
+    while value >= 999.5 and step < len(units) - 1:
+        value, step = value / 1000, step + 1
+    return f"{value:#.3g}".rstrip(".") + units[step]
+
+
+def format_seconds(seconds: float) -> str:
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def format_tick(value: float) -> str:
+    """As short as it can be: 0.5, not 0.50."""
+    return f"{value:.3g}".replace("-", MINUS)
+
+
+def shorten(text: str) -> str:
+    """Drop the zeros of a round number: 1 MB, not 1.00 MB."""
+    return re.sub(r"\.0+(?= |$)", "", text)
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A difference, with a true minus sign; what rounds to nothing has none."""
+    text = f"{abs(value):.{digits}f}"
+    if float(text) == 0:
+        return text
+    return f"{'+' if value > 0 else MINUS}{text}"
+
+
+def format_interval(difference: Difference) -> str:
+    return f"{signed(difference.lower)} to {signed(difference.upper)}"
+
+
+def judge(difference: Difference) -> str:
+    """Say what the two one-sided 95% intervals show, and nothing more."""
+    if difference.upper < 0:
+        return "better"
+    return "worse" if difference.lower > 0 else "no difference shown"
+
+
+def title_check(check: GateCheck) -> str:
+    against, _, limit = check.name.partition(".")
+    return {
+        "max_nats_increase": f"nats/token over the {against}",
+        "max_bytes_ratio": f"bytes, of the {against}'s",
+    }[limit]
+
+
+def describe_check(check: GateCheck) -> str:
+    """One line: the figure, its interval's end where there is one, the limit."""
+    if check.difference is None:
+        return f"{check.figure:.3f}, limit {check.limit:g}"
+    upper = signed(check.difference.upper, 4)
+    return f"{signed(check.figure, 4)}, upper end {upper}, limit {check.limit:g}"
+
+
+def describe_options(options: dict[str, Any]) -> str:
+    said = ", ".join(f"{name} {value}" for name, value in options.items() if value is not None)
+    return f" ({said})" if said else ""
+
+
+def describe_step(step: dict[str, Any]) -> str:
+    """Say in one sentence what a resolved recipe's step does."""
+    if prune := step.get("prune"):
+        sparsity = prune["sparsity"]
+        if isinstance(sparsity, dict):
+            sparsity = ", ".join(
+                f"{value:.0%} of {kind}" for kind, value in sparsity.items() if value
+            )
+        else:
+            sparsity = f"{sparsity:.0%} of attention and FFN parameters"
+        criterion = prune["criterion"]["name"]
+        method = {
+            "perturbation": f"importance learned from {prune['num_submodels']} masked sub-models "
+            f"and their complements, prior {criterion}",
+            "criterion": f"importance by {criterion}",
+        }[prune["method"]]
+        return f"Pruned {sparsity}, {prune['shape']} shape; {method}."
+    distill = step["distill"]
+    losses = " + ".join(f"{loss['weight']:g} x {loss['name']}" for loss in distill["losses"])
+    return (
+        f"Distilled on {distill['num_tokens']:,} tokens, initialised by "
+        f"{distill['initializer']['name']}; loss {losses}."
+    )
+
+
+def describe_export(export: dict[str, Any]) -> str:
+    options = describe_options(export["options"])
+    return (
+        f"Exported by {export['method']}{options} as {export['format']}, other parameters in "
+        f"{export['dtype']}."
+    )
