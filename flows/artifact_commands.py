@@ -1,0 +1,127 @@
+"""Commands on what is in a store: list, show, pull, runs, promote, rollback."""
+
+from __future__ import annotations
+
+import getpass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.command_options import AsJson, Reference, StoreUri, emit
+from infra.settings import read_settings
+
+if TYPE_CHECKING:
+    from infra.storage import Store
+    from tasks.publish.channels import ChannelEntry
+
+app = typer.Typer()
+
+
+@app.command("list")
+def list_command(store: StoreUri = None, as_json: AsJson = False) -> None:
+    """List the published artifacts of a store."""
+    from flows.tables import print_artifacts
+    from tasks.publish.references import list_artifacts
+
+    artifacts = list_artifacts(store_at(store))
+    if as_json:
+        emit({"artifacts": [artifact.model_dump(mode="json") for artifact in artifacts]})
+    else:
+        print_artifacts(artifacts)
+
+
+@app.command()
+def show(reference: Reference, store: StoreUri = None, as_json: AsJson = False) -> None:
+    """Show one artifact: its metrics, the gate's evidence, and where it came from."""
+    from flows.tables import print_manifest
+    from tasks.publish.references import show as find_manifest
+
+    manifest = find_manifest(store_at(store), reference)
+    emit(manifest.model_dump(mode="json")) if as_json else print_manifest(manifest)
+
+
+@app.command()
+def pull(
+    reference: Reference,
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="Folder to be made.")],
+    store: StoreUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """Download an artifact, check every byte of it, and put it in place at once."""
+    from tasks.publish.pulling import pull as pull_artifact
+
+    manifest = pull_artifact(store_at(store), reference, dest)
+    if as_json:
+        emit({"digest": manifest.digest, "path": str(dest), "num_bytes": manifest.num_bytes})
+    else:
+        print(f"{reference} is at {dest} ({manifest.num_bytes:,} bytes, {manifest.digest[:12]})")
+
+
+@app.command()
+def runs(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The recipe's name.")],
+    store: StoreUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs of a recipe, the newest first, whatever their end."""
+    from flows.tables import print_runs
+    from tasks.publish.run_history import read_runs
+
+    records = read_runs(store_at(store), name)
+    if as_json:
+        emit({"runs": [record.model_dump(mode="json") for record in records]})
+    else:
+        print_runs(records)
+
+
+@app.command()
+def promote(
+    reference: Reference,
+    channel: Annotated[str, typer.Option(help="Channel that shall serve the artifact.")],
+    why: Annotated[str, typer.Option(help="For the channel's history.")],
+    store: StoreUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a channel serve an artifact that is in the store, whatever it served before."""
+    from tasks.publish.channels import promote as promote_artifact
+    from tasks.publish.references import show as find_manifest
+
+    place = store_at(store)
+    manifest = find_manifest(place, reference)
+    entry = promote_artifact(place, manifest, channel, getpass.getuser(), why)
+    print_entry(f"{manifest.recipe_name}/{manifest.export}@{channel}", entry, as_json)
+
+
+@app.command()
+def rollback(
+    reference: Reference,
+    why: Annotated[str, typer.Option(help="For the channel's history.")],
+    store: StoreUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a channel serve again what it served before; REF names recipe, export and channel."""
+    from tasks.publish.channels import rollback as roll_back
+    from tasks.publish.references import parse_reference
+    from tasks.publish.references import show as find_manifest
+
+    place, channel = store_at(store), parse_reference(reference).channel
+    manifest = find_manifest(place, reference)
+    name, export = manifest.recipe_name, manifest.export
+    entry = roll_back(place, name, export, channel, getpass.getuser(), why)
+    print_entry(f"{name}/{export}@{channel}", entry, as_json)
+
+
+def print_entry(where: str, entry: ChannelEntry, as_json: bool) -> None:
+    if as_json:
+        emit(entry.model_dump(mode="json"))
+    else:
+        before = f" instead of sha256:{entry.previous[:12]}" if entry.previous else ""
+        print(f"{where} serves sha256:{entry.digest[:12]}{before}")
+
+
+def store_at(uri: str | None) -> Store:
+    from infra.storage import open_store
+
+    settings = read_settings()
+    return open_store(uri or settings.store_uri(None), settings.home / "cache")

@@ -1,0 +1,211 @@
+"""The `nightpress` command: results on stdout, everything else on stderr, one exit code per end.
+
+Heavy imports wait inside the commands, so that `--help` and a wrong recipe answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from flows import artifact_commands
+from flows.command_options import AsJson, emit
+from infra.settings import quiet_environment, read_settings
+
+if TYPE_CHECKING:
+    from infra.storage import Store
+    from tasks.recipe import Recipe
+
+FAILED, BAD_INPUT, REFUSED = 1, 2, 3
+
+app = typer.Typer(
+    name="nightpress",
+    help="Turn a large transformer into the smallest model that still passes your quality gate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe's YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a key: --set corpus.block_tokens=128"
+    ),
+]
+app.add_typer(artifact_commands.app)
+
+
+@app.callback()
+def begin(
+    debug: Annotated[bool, typer.Option(help="Show tracebacks and the libraries' logs.")] = False,
+) -> None:
+    if debug:
+        os.environ["NIGHTPRESS_DEBUG"] = "1"
+
+
+@app.command()
+def run(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Run a recipe to its end: what is stored already is not computed again."""
+    loaded = load(recipe, overrides)
+    from flows.compress_model import compress_model
+    from flows.preflight import preflight
+    from flows.tables import print_run
+    from infra.prefect_server import prefect_api
+    from tasks.errors import CompressionError
+
+    preflight(loaded)
+    with prefect_api(read_settings().home / "prefect"):
+        try:
+            record = compress_model(loaded)
+        except ValueError as error:  # the recipe was found good: something else went wrong
+            raise CompressionError(str(error)) from error
+    emit(record.model_dump(mode="json")) if as_json else print_run(record)
+    if record.status == "refused":
+        raise typer.Exit(REFUSED)
+
+
+@app.command()
+def plan(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Say what a run would compute, what is stored, and roughly what it costs."""
+    loaded = load(recipe, overrides)
+    from flows.planning import make_plan
+    from flows.tables import print_plan
+    from tasks.inputs import find_inputs
+
+    store = store_of(loaded)
+    made = make_plan(loaded, find_inputs(loaded, store), store)
+    emit(made.model_dump(mode="json")) if as_json else print_plan(made)
+
+
+@app.command()
+def doctor(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Look for what would make a night fail: rights, disk, models, memory, cluster, versions."""
+    loaded = load(recipe, overrides)
+    from flows.preflight import examine
+    from flows.tables import print_findings
+
+    findings = examine(loaded)
+    if as_json:
+        emit({"findings": [asdict(finding) for finding in findings]})
+    else:
+        print_findings(findings)
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(BAD_INPUT)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.")],
+    text: Annotated[Path, typer.Option(help="Held-out JSONL with text or messages.")],
+    window: Annotated[int, typer.Option(help="Tokens that the model sees at once.")] = 256,
+    stride: Annotated[int | None, typer.Option(help="Tokens scored per window.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure held-out nats/token and prefill speed of any model folder, in this process."""
+    from flows.evaluate_folder import evaluate_folder
+    from flows.tables import print_metrics
+
+    metrics = evaluate_folder(model, text, window, stride)
+    emit(metrics.model_dump(mode="json")) if as_json else print_metrics(metrics)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(metavar="RECIPE", help="File to be made.")] = Path(
+        "recipe.yaml"
+    ),
+) -> None:
+    """Write a commented recipe to start from."""
+    from tasks.recipe_template import TEMPLATE
+
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(TEMPLATE)
+    except FileExistsError:
+        raise ValueError(f"{path} is there already; name another file") from None
+    print(f"{path} written; next: edit teacher, texts and gate, then `nightpress doctor {path}`")
+
+
+@app.command()
+def schema(
+    which: Annotated[str, typer.Argument(metavar="recipe|manifest")] = "recipe",
+) -> None:
+    """Print the JSON Schema of the recipe or of an artifact's manifest."""
+    if which == "recipe":
+        from tasks.recipe import Recipe
+
+        emit(Recipe.model_json_schema())
+    elif which == "manifest":
+        from tasks.publish.manifest import Manifest
+
+        emit(Manifest.model_json_schema())
+    else:
+        raise ValueError(f"schema: expected recipe or manifest, got {which!r}")
+
+
+def load(path: Path, overrides: list[str] | None) -> Recipe:
+    from tasks.recipe_file import load_recipe
+
+    recipe = load_recipe(path, overrides)
+    quiet_environment(read_settings())
+    return recipe
+
+
+def store_of(recipe: Recipe) -> Store:
+    from infra.storage import open_store
+
+    settings = read_settings()
+    return open_store(settings.store_uri(recipe.publish.store), settings.home / "cache")
+
+
+def main() -> None:
+    """Run the command and turn how it ended into an exit code."""
+    received: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    message = None
+    try:
+        code = app(standalone_mode=False)  # a command that raises Exit makes this its code
+    except Exception as error:
+        if os.environ.get("NIGHTPRESS_DEBUG"):
+            raise
+        message, code = explain(error)
+    if received:  # whatever a library has made of the interrupt on its way here
+        code = 128 + received[-1]
+        message = f"stopped by {signal.Signals(received[-1]).name}\n  {how_to_go_on()}"
+    if message:
+        print(f"nightpress: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """Return what the user is told of an error, and the exit code."""
+    if isinstance(error, TyperException):
+        return error.format_message(), BAD_INPUT
+    if isinstance(error, ValueError):
+        return str(error), BAD_INPUT
+    from tasks.errors import CompressionError
+
+    known = isinstance(error, CompressionError)
+    message = str(error) if known else f"{type(error).__name__}: {error} (--debug shows more)"
+    return f"{message}\n  {how_to_go_on()}", FAILED
+
+
+def how_to_go_on() -> str:
+    again = shlex.join(["nightpress", *sys.argv[1:]])
+    return f"what is stored is kept; to go on from there: {again}"

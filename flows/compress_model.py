@@ -1,0 +1,118 @@
+"""The whole story: corpus -> steps -> exports -> gate -> publish.
+
+`compress` tells it once: a night runs it (`compress_model`), and `plan` walks the same lines
+without computing anything.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from prefect import flow
+
+from flows.night import Night, open_night
+from flows.publish_artifact import gate_export, publish_artifact
+from flows.run_record import (
+    describe_run,
+    expected_results,
+    finished_run,
+    make_report,
+    record_failure,
+    write_run,
+)
+from tasks.inputs import Inputs, find_inputs
+from tasks.recipe import DistillOptions, Recipe
+from tasks.records import CorpusRef, EvaluatedModel, Metrics, ModelKind, ModelRef, RunRecord
+from tasks.stage import Stage
+from tasks.stages import (
+    corpus_stage,
+    distill_stage,
+    evaluate_stage,
+    from_scratch,
+    prune_stage,
+    quantize_stage,
+)
+
+Complete = Callable[[str, Stage, type[Any]], Any]
+"""(title, stage, type of its record) -> the record."""
+
+
+@flow(name="compress model", flow_run_name="{recipe.name}", persist_result=False)
+def compress_model(recipe: Recipe) -> RunRecord:
+    """Run a recipe to its end: a model for each export, gated, and published where it passes."""
+    with open_night(recipe) as night:
+        models: list[EvaluatedModel] = []
+        try:
+            inputs = find_inputs(recipe, night.store)
+            compress(recipe, inputs, night.complete, models)
+            record = release(night, recipe, inputs, models)
+        except BaseException as error:
+            record_failure(night, recipe, models, error)
+            raise
+        return record
+
+
+def compress(
+    recipe: Recipe, inputs: Inputs, complete: Complete, models: list[EvaluatedModel]
+) -> None:
+    """Walk a recipe from its corpus to its evaluated exports.
+
+    Args:
+        models: Gets each model as soon as it is evaluated, the teacher first.
+    """
+
+    def evaluate(title: str, kind: ModelKind, made_by: str | None, model: ModelRef) -> ModelRef:
+        stage = evaluate_stage(recipe, model, inputs.evaluation)
+        metrics = complete(f"evaluate {title}", stage, Metrics)
+        models.append(
+            EvaluatedModel.model_construct(
+                title=title, kind=kind, made_by=made_by, model=model, metrics=metrics
+            )
+        )
+        return model
+
+    teacher = model = evaluate("teacher", "teacher", None, inputs.teacher)
+    corpus = complete("corpus", corpus_stage(recipe, teacher, inputs.texts), CorpusRef)
+    for number, step in enumerate(recipe.steps, start=1):
+        if step.prune:
+            title = f"{number} prune"
+            stage = prune_stage(recipe, step.prune, model, inputs.calibration)
+            model = evaluate(title, "prune", title, complete(title, stage, ModelRef))
+        if step.distill:
+            # Trainings first, then evaluations: the workers change hands once.
+            title = f"{number} distill"
+            trained: dict[str, tuple[ModelKind, DistillOptions]] = {
+                title: ("distill", step.distill)
+            }
+            if "from_scratch" in recipe.comparisons:
+                trained[f"{number} from scratch"] = ("comparison", from_scratch(step.distill))
+            students = {
+                name: complete(
+                    name, distill_stage(recipe, options, teacher, model, corpus), ModelRef
+                )
+                for name, (_, options) in trained.items()
+            }
+            for name, (kind, _) in trained.items():
+                evaluate(name, kind, name, students[name])
+            model = students[title]
+    for export in recipe.exports:
+        made_by = f"quantize {export.name}"
+        stage = quantize_stage(recipe, export, model, inputs.calibration)
+        evaluate(export.name, "export", made_by, complete(made_by, stage, ModelRef))
+
+
+def release(
+    night: Night, recipe: Recipe, inputs: Inputs, models: list[EvaluatedModel]
+) -> RunRecord:
+    """Gate every export, publish those that pass, and leave the run's record and report."""
+    teacher, candidates = models[0], [model for model in models if model.kind == "export"]
+    verdicts = [gate_export(night, recipe, inputs, teacher, model) for model in candidates]
+    provenance = describe_run(night, recipe, inputs, teacher)
+    expected = finished_run(night, recipe, models, expected_results(verdicts))
+    report = make_report(night, recipe, expected, provenance)
+    results = [
+        publish_artifact(night, recipe, inputs, teacher, verdict, provenance, report)
+        for verdict in verdicts
+    ]
+    record = finished_run(night, recipe, models, results)
+    write_run(night, recipe, record, make_report(night, recipe, record, provenance))
+    return record

@@ -1,0 +1,104 @@
+"""What a run would do: which stages are stored, which would be computed, and what they cost."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from flows.compress_model import compress
+from infra.storage import Store
+from tasks.inputs import Inputs
+from tasks.recipe import Recipe
+from tasks.records import ModelRef, Record
+from tasks.stage import Stage, read_completion
+
+UNKNOWN = "unknown"
+"""Digest of a record that a stage not yet computed would return."""
+
+BITS = (32, 16, 8, 4, 3, 2, 1)
+GPU_MEMORY_GB = (8, 16, 24, 48, 80, 141)
+CPU_FLOPS_PER_WORKER = 2e10
+GPU_FLOPS_PER_WORKER = 1e14
+"""Assumed for the rough cost: fp32 on one core; bf16 on a data-centre GPU below its peak."""
+
+
+class PlannedStage(Record):
+    title: str
+    outcome: Literal["cached", "to compute", "follows"]
+    """`follows`: it depends on a stage to compute, so its key is not known yet."""
+    seconds: float | None
+    """Measured when it was computed; estimated else; None where there is nothing to go by."""
+
+
+class WeightBytes(Record):
+    bits: int
+    num_bytes: int
+    smallest_gpu_gb: int | None
+    """Smallest common GPU memory that holds the weights; None where none does."""
+
+
+class Plan(Record):
+    stages: list[PlannedStage]
+    weights: list[WeightBytes]
+    seconds_to_compute: float
+
+
+def make_plan(recipe: Recipe, inputs: Inputs, store: Store) -> Plan:
+    """Walk the recipe against the store; nothing is computed, and nothing heavy is imported."""
+    planned: list[PlannedStage] = []
+
+    def look_up(title: str, stage: Stage, record_type: type[Any]) -> Any:
+        known = all(record.digest != UNKNOWN for record in stage.inputs.values())
+        done = read_completion(store, stage) if known else None
+        if done:
+            planned.append(PlannedStage(title=title, outcome="cached", seconds=done.seconds))
+            return record_type(**done.record)
+        seconds = estimate_seconds(recipe, stage, inputs.teacher)
+        outcome: Literal["to compute", "follows"] = "to compute" if known else "follows"
+        planned.append(PlannedStage(title=title, outcome=outcome, seconds=seconds))
+        return placeholder(record_type, inputs.teacher)
+
+    compress(recipe, inputs, look_up, models=[])
+    return Plan(
+        stages=planned,
+        weights=[weight_bytes(inputs.teacher.num_parameters, bits) for bits in BITS],
+        seconds_to_compute=sum(s.seconds or 0 for s in planned if s.outcome != "cached"),
+    )
+
+
+def placeholder(record_type: type[Any], teacher: ModelRef) -> Any:
+    """Stand in for a record that is not known yet; a student is taken to be half its teacher."""
+    if record_type is ModelRef:
+        half = teacher.num_parameters // 2
+        return teacher.model_copy(update={"digest": UNKNOWN, "num_parameters": half})
+    return record_type.model_construct(digest=UNKNOWN)
+
+
+def estimate_seconds(recipe: Recipe, stage: Stage, teacher: ModelRef) -> float | None:
+    """Estimate a stage's time from its floating-point operations: 2 per parameter and token
+    forwards, 6 with the backward pass (Kaplan et al. 2020, arXiv 2001.08361, section 2.1)."""
+    options: dict[str, Any] = stage.options
+    model = stage.inputs.get("model") or stage.inputs.get("student") or teacher
+    calibration_tokens = options.get("num_windows", 0) * options.get("window", 0)
+    if stage.name == "corpus":
+        sampled = (s["options"].get("num_tokens", 0) for s in options["sources"])
+        operations: int = 2 * teacher.num_parameters * sum(sampled)
+    elif stage.name == "prune":
+        sweep = options["num_submodels"] * options["windows_per_submodel"] * options["window"]
+        sweep *= 4 if options["repair"] else 1  # repaired on twice as many windows
+        operations = 2 * model.num_parameters * (sweep + 4 * calibration_tokens)
+    elif stage.name == "distill":
+        per_token = 6 * model.num_parameters + 2 * teacher.num_parameters
+        operations = per_token * options["num_tokens"]
+    elif stage.name == "quantize":
+        operations = 4 * model.num_parameters * calibration_tokens
+    else:
+        operations = 2 * model.num_parameters * stage.inputs["text"].num_bytes // 4
+    on_gpu = recipe.cluster.gpus_per_worker > 0
+    speed = GPU_FLOPS_PER_WORKER if on_gpu else CPU_FLOPS_PER_WORKER
+    return round(operations / (speed * recipe.cluster.workers), 1)
+
+
+def weight_bytes(num_parameters: int, bits: int) -> WeightBytes:
+    num_bytes = num_parameters * bits // 8
+    fitting = (gb for gb in GPU_MEMORY_GB if gb * 10**9 >= num_bytes)
+    return WeightBytes(bits=bits, num_bytes=num_bytes, smallest_gpu_gb=next(fitting, None))
