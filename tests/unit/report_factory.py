@@ -1,0 +1,201 @@
+"""A report with numbers like those of a real night: two exports, one of them refused."""
+
+import math
+import random
+
+from tasks.records import ArtifactRef, Difference, GateCheck, GateReport, StageResult
+from tasks.report.report import (
+    Comparison,
+    ExportOutcome,
+    LossCurve,
+    ModelRow,
+    PruningEvidence,
+    ReportData,
+)
+
+TEACHER_NATS, TEACHER_BYTES = 3.243, 5_773_824
+PROTOCOL = "windows of 256, stride 256, documents joined with BOS, float32 on cpu"
+
+
+def make_gate(figure: float, num_bytes: int, champion: float | None) -> GateReport:
+    def nats(name: str, figure: float, width: float, limit: float) -> GateCheck:
+        upper = figure + width
+        reason = f"{figure:+.4f} nats/token (upper end {upper:+.4f}), the limit is {limit:g}"
+        return GateCheck(
+            name=f"{name}.max_nats_increase",
+            against="a" * 64,
+            limit=limit,
+            figure=figure,
+            difference=Difference(
+                figure=figure, lower=figure - width, upper=upper, num_documents=174
+            ),
+            passed=upper <= limit,
+            reason=None if upper <= limit else reason,
+            protocol=f"{PROTOCOL}; paired bootstrap",
+        )
+
+    ratio = num_bytes / TEACHER_BYTES
+    checks = [
+        nats("teacher", figure, 0.021, 0.30),
+        GateCheck(
+            name="teacher.max_bytes_ratio",
+            against="a" * 64,
+            limit=0.30,
+            figure=ratio,
+            passed=ratio <= 0.30,
+            reason=None if ratio <= 0.30 else f"{ratio:.3f} of the teacher's, the limit is 0.3",
+            protocol="sum of the files' bytes",
+        ),
+    ]
+    notes = ["No champion on the channel yet: champion.max_nats_increase was skipped."]
+    if champion is not None:
+        checks.append(nats("champion", champion, 0.006, 0.01))
+        notes = []
+    return GateReport(passed=all(c.passed for c in checks), checks=checks, notes=notes)
+
+
+def make_row(
+    title: str, role: str, parameters: int, size: int, nats: float, speed: int
+) -> ModelRow:
+    return ModelRow.model_validate(
+        {
+            "title": title,
+            "role": role,
+            "num_parameters": parameters,
+            "num_bytes": size,
+            "nats_per_token": nats,
+            "perplexity": math.exp(nats),
+            "tokens_per_s": speed,
+        }
+    )
+
+
+def make_export(name: str, gate: GateReport, num_bytes: int, description: str) -> ExportOutcome:
+    digest = name.encode().hex().ljust(64, "7")
+    reference = f"docs-lm/{name}@sha256:{digest[:12]}"
+    artifact = ArtifactRef(
+        recipe="docs-lm",
+        export=name,
+        digest=digest,
+        uri=f"s3://models/artifacts/docs-lm/{name}/{digest}",
+        num_parameters=738_000,
+        num_bytes=num_bytes,
+    )
+    return ExportOutcome(
+        name=name,
+        outcome="published" if gate.passed else "refused",
+        description=description,
+        gate=gate,
+        artifact=artifact if gate.passed else None,
+        pull_command=f"nightpress pull {reference} ./docs-lm" if gate.passed else None,
+    )
+
+
+def make_report(num_layers: int = 6, ffn_width: int = 384) -> ReportData:
+    rng = random.Random(0)
+    int4, int8 = 1_004_000, 1_766_000
+    measured = [rng.gauss(-4.2, 0.35) for _ in range(48)]
+    loss = [2.1 * math.exp(-step / 40) + 1.15 + rng.gauss(0, 0.03) for step in range(300)]
+    nodes = ["node-a", "node-b"]
+    stages = [
+        ("corpus", "corpus", "cached", 184.0),
+        ("1 prune", "prune", "computed", 96.4),
+        ("2 from scratch", "distill", "computed", 201.8),
+        ("2 distill", "distill", "computed", 212.3),
+        ("export int4", "export", "computed", 21.2),
+        ("export int8", "export", "computed", 2.3),
+        ("evaluate", "evaluate", "computed", 17.9),
+    ]
+    return ReportData(
+        recipe_name="docs-lm",
+        run_id="20261120T020004-4f1c",
+        started="2026-11-20 02:00 UTC",
+        seconds=583.0,
+        models=[
+            make_row("teacher", "teacher", 1_443_456, TEACHER_BYTES, TEACHER_NATS, 15_210),
+            make_row("1 prune", "step", 841_856, 3_367_424, 3.905, 21_700),
+            make_row("2 from scratch", "comparison", 841_856, 3_367_424, 3.871, 21_650),
+            make_row("2 distill", "step", 841_856, 3_367_424, 3.421, 21_690),
+            make_row("int4", "export", 841_856, int4, 3.468, 13_900),
+            make_row("int8", "export", 841_856, int8, 3.424, 14_800),
+        ],
+        stages=[
+            StageResult.model_validate(
+                {
+                    "title": title,
+                    "stage": stage,
+                    "key": "f" * 64,
+                    "outcome": outcome,
+                    "seconds": seconds,
+                    "nodes": nodes if stage in ("prune", "distill") else nodes[:1],
+                }
+            )
+            for title, stage, outcome, seconds in stages
+        ],
+        exports=[
+            make_export(
+                "int4",
+                make_gate(0.225, int4, None),
+                int4,
+                "Exported by gptq (bits 4, group_size 64) as compressed-tensors.",
+            ),
+            make_export(
+                "int8",
+                make_gate(0.181, int8, -0.004),
+                int8,
+                "Exported by absmax (bits 8) as compressed-tensors.",
+            ),
+        ],
+        comparisons=[
+            Comparison(
+                title="2 distill",
+                against="1 prune",
+                difference=Difference(figure=-0.484, lower=-0.511, upper=-0.458, num_documents=174),
+            ),
+            Comparison(
+                title="2 distill",
+                against="2 from scratch",
+                difference=Difference(figure=-0.45, lower=-0.482, upper=-0.419, num_documents=174),
+            ),
+            Comparison(
+                title="int8",
+                against="2 distill",
+                difference=Difference(figure=0.003, lower=-0.001, upper=0.007, num_documents=174),
+            ),
+        ],
+        pruning=[
+            PruningEvidence(
+                title="1 prune",
+                importance={
+                    "ffn": [
+                        [rng.expovariate(1.5 + layer) for _ in range(ffn_width)]
+                        for layer in range(num_layers)
+                    ],
+                    "kv_groups": [
+                        [rng.uniform(0, 2.5 - 0.3 * (layer % 6)) for _ in range(4)]
+                        for layer in range(num_layers)
+                    ],
+                },
+                kept={"ffn": [ffn_width // 2] * num_layers, "kv_groups": [3] * num_layers},
+                predicted=[value + rng.gauss(0, 0.12) for value in measured],
+                measured=measured,
+                kendall_tau=0.79,
+                r_squared=0.87,
+            )
+        ],
+        training=[
+            LossCurve(title="2 distill", tokens=[1024 * (i + 1) for i in range(300)], loss=loss),
+            LossCurve(
+                title="2 from scratch",
+                tokens=[1024 * (i + 1) for i in range(300)],
+                loss=[value + 2.2 * math.exp(-i / 90) for i, value in enumerate(loss)],
+            ),
+        ],
+        protocol={
+            "quality": f"{PROTOCOL}, text 3f9c1a2b7d10",
+            "speed": "prefill of 8 x 256 tokens, median of 7, float32 on cpu, 1 thread(s)",
+            "bytes": "sum over the export's files; teacher and steps at 4 bytes per parameter",
+        },
+        versions={"nightpress": "1.0.0", "torch": "2.13.0", "transformers": "5.23.0"},
+        recipe_yaml="name: docs-lm\nseed: 0\nteacher: {model: ./teacher}\n",
+    )

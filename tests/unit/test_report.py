@@ -1,0 +1,180 @@
+"""The report: right numbers, whole without anything else, small, and safe to open."""
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.records import Difference
+from tasks.report import wording
+from tasks.report.evidence_figures import average_cells, draw_importance
+from tasks.report.front_figure import FrontPoint, decade_ticks, draw_front
+from tasks.report.report import ReportData, headline, write_report
+from tasks.report.svg import linear, nice_ticks
+from tests.unit.report_factory import make_report
+
+SVG = re.compile(r"<svg.*?</svg>", re.DOTALL)
+
+
+def empty(**changes: object) -> ReportData:
+    fields = {
+        "recipe_name": "docs-lm",
+        "run_id": "1",
+        "started": "2026-11-20 02:00 UTC",
+        "seconds": 3.0,
+        "protocol": {},
+        "versions": {},
+        "recipe_yaml": "",
+    }
+    return ReportData.model_validate(fields | changes)
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return write_report(make_report())
+
+
+def test_the_page_says_what_matters(page: str) -> None:
+    text = " ".join(re.sub(r"<style>.*?</style>|<[^>]+>", " ", page, flags=re.DOTALL).split())
+    for said in [
+        "Published int4, refused int8.",
+        "longest 2 distill with 3 min 32 s",
+        "5.8\N{MULTIPLICATION SIGN} smaller +0.225 nats/token",
+        "0.91\N{MULTIPLICATION SIGN} prefill speed",
+        "+0.2250, upper end +0.2460, limit 0.3",
+        "0.306 of the teacher",
+        "No champion on the channel yet",
+        "nightpress pull docs-lm/int4@sha256:",
+        "9 min 12 s of work was computed; 3 min 04 s was saved",
+        "cached, 3 min 04 s saved",
+        "on node-a, node-b",
+        "int8 842 k 1.77 MB 31% 3.424 +0.181 30.69 14,800",
+        "\N{MINUS SIGN}0.484 nats/token: better",
+        "\N{MINUS SIGN}0.001 to +0.007, 174 documents",
+        "no difference shown",
+        "Kendall τ 0.79, R² 0.87",
+        "prefill of 8 x 256 tokens",
+    ]:
+        assert said in text
+    assert page.count("nightpress pull") == 1  # what was refused cannot be pulled
+
+
+def test_the_page_needs_nothing_but_itself(page: str) -> None:
+    assert not re.search(r"<script|<link|<img|@import|url\(|https?://|src=", page)
+    assert write_report(make_report()) == page
+    for figure in SVG.findall(page):
+        assert ElementTree.fromstring(figure).attrib["aria-label"]
+
+
+def test_the_page_stays_small_for_a_large_model() -> None:
+    assert len(write_report(make_report(num_layers=80, ffn_width=2048)).encode()) < 300_000
+
+
+def test_a_run_that_ended_early_has_a_page(page: str) -> None:
+    teacher = make_report().models[:1]
+    for data in (
+        empty(error="no space left\n  free 3 GB"),
+        empty(models=teacher),
+        empty(models=make_report().models, stages=make_report().stages),
+    ):
+        text = write_report(data)
+        assert "docs-lm" in text
+        assert "undefined" not in text
+    assert "The run failed." in write_report(empty(error="no space left"))
+    assert "no space left" in write_report(empty(error="no space left"))
+
+
+def test_names_from_outside_cannot_become_markup() -> None:
+    hostile = '<script>alert("1")</script>&'
+    report = make_report()
+    models = [row.model_copy(update={"title": hostile}) for row in report.models]
+    page = write_report(
+        report.model_copy(
+            update={"recipe_name": hostile, "error": hostile, "models": tuple(models)}
+        )
+    )
+    assert "<script" not in page
+    for figure in SVG.findall(page):
+        ElementTree.fromstring(figure)
+
+
+def test_headlines() -> None:
+    exports = make_report().exports
+    unchanged = [e.model_copy(update={"outcome": "unchanged"}) for e in exports]
+    assert headline(empty(exports=unchanged)).startswith("Nothing changed")
+    assert headline(empty(exports=[unchanged[0], exports[1]])) == "Unchanged int4, refused int8."
+    assert headline(empty()) == "No export was reached."
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "verdict"),
+    [(-0.2, -0.1, "better"), (0.1, 0.2, "worse"), (-0.1, 0.1, "no difference shown"), (0, 0, "no")],
+)
+def test_a_verdict_needs_both_ends(lower: float, upper: float, verdict: str) -> None:
+    figure = (lower + upper) / 2
+    between = Difference(figure=figure, lower=lower, upper=upper, num_documents=9)
+    assert wording.judge(between).startswith(verdict)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (wording.format_bytes(5_773_824), "5.77 MB"),
+        (wording.format_bytes(999_600), "1.00 MB"),
+        (wording.format_bytes(140e9), "140 GB"),
+        (wording.format_count(1_443_456), "1.44 M"),
+        (wording.format_count(70e9), "70.0 B"),
+        (wording.format_seconds(9.94), "9.9 s"),
+        (wording.format_seconds(59.7), "1 min 00 s"),
+        (wording.format_seconds(28_800), "8 h 00 min"),
+        (wording.signed(-0.0001), "0.000"),
+        (wording.signed(-0.25), "\N{MINUS SIGN}0.250"),
+        (wording.shorten("1.00 MB"), "1 MB"),
+        (wording.shorten("100 k"), "100 k"),
+    ],
+)
+def test_numbers_read_well(said: str, expected: str) -> None:
+    assert said == expected
+
+
+def test_what_may_pass_lies_in_the_field_and_what_is_refused_does_not() -> None:
+    points = [
+        FrontPoint("teacher", "teacher", 4_000_000, 3.0, None),
+        FrontPoint("good", "passed", 900_000, 3.2, (3.19, 3.21)),
+        FrontPoint("big", "refused", 1_500_000, 3.1, None),
+        FrontPoint("bad", "refused", 900_000, 3.6, None),
+    ]
+    root = ElementTree.fromstring(draw_front(points, 3.3, 1_200_000.0, 700, 400))
+    (field,) = (e for e in root if e.attrib["class"] == "may-pass")
+    left, top = float(field.attrib["x"]), float(field.attrib["y"])
+    right = left + float(field.attrib["width"])
+    bottom = top + float(field.attrib["height"])
+    inside = []
+    for element in root:
+        if element.tag == "path":
+            x, y = map(float, element.attrib["d"][1:].split("l")[0].split())
+            inside.append(left <= x <= right and top <= y + 7 <= bottom)
+    assert inside == [True, False, False]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(-50, 50), st.floats(0.001, 100), st.integers(2, 8))
+def test_ticks_are_round_inside_and_not_too_many(low: float, span: float, count: int) -> None:
+    ticks = nice_ticks(low, low + span, count)
+    assert all(low - 1e-6 * span <= tick <= low + span * (1 + 1e-6) for tick in ticks)
+    assert len(ticks) <= count + 1
+    assert len(ticks) >= count // 3
+
+
+def test_ticks_of_sizes() -> None:
+    assert decade_ticks(700_000, 6_000_000) == [1e6, 2e6, 5e6]
+
+
+def test_the_map_keeps_order_and_mass() -> None:
+    assert average_cells([4.0, 2.0, 1.0, 1.0], 2) == [3.0, 1.0]
+    assert average_cells([1.0, 2.0], 64) == [1.0, 2.0]
+    assert linear(0, 10, 100, 200)(5) == 150
+    flat = draw_importance("ffn", [[0.0] * 8, [0.0] * 8], [4, 4])
+    assert flat.count("<rect") == 2
