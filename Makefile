@@ -4,7 +4,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check integration clean
+.PHONY: help setup demo test check integration bench-prune clean
 
 help: ## Print the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -29,6 +29,9 @@ test: setup configs/demo/text/heldout.jsonl ## Run all tests that this machine c
 
 integration: setup configs/demo/text/heldout.jsonl ## Run the tests against real Ray, Prefect, DeepSpeed and S3 only
 	$(BIN)/python -m pytest -m integration
+
+bench-prune: setup configs/demo/text/heldout.jsonl ## Measure pruning into docs/results.md; PARTS="quality memory" for some
+	$(BIN)/python -m tests.benchmarks.prune $(PARTS) --write
 
 check: setup ## Format, lint, types, import layers, unit tests
 	$(BIN)/ruff format --check .

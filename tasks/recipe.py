@@ -82,13 +82,19 @@ class Sparsity(Config):
 
     ffn: Fraction = 0.0
     kv_groups: Fraction = 0.0
+    experts: Fraction = 0.0
+    """Of every layer's experts; at least as many stay as a token is sent to."""
+    hidden: Fraction = 0.0
+    """Of the dimensions of the residual stream, the same ones in the whole network."""
+    layers: Fraction = 0.0
+    """Of the layers, rounded to whole ones."""
 
 
 class PruneOptions(Config):
     method: Literal["perturbation", "criterion"] = "perturbation"
     """`perturbation` learns each unit's importance from masked forward passes, with the criterion
     as its prior; `criterion` trusts the criterion alone."""
-    criterion: Plugin = Plugin(name="activation_norm")
+    criterion: Plugin = Plugin(name="reconstruction")
     sparsity: Fraction | Sparsity
     """One fraction of all attention and FFN parameters, or one per kind."""
     shape: Literal["uniform"] = "uniform"
@@ -100,8 +106,11 @@ class PruneOptions(Config):
     submodels_per_unit: Annotated[int, Field(gt=1, multiple_of=2)] = 8
     """Sub-models in one unit of work, the least that a killed worker repeats."""
     repair: bool = True
-    """Refit what is left of every attention and FFN output to the dense residual stream, by ridge
-    least squares on the calibration text; sub-models are then scored repaired, too."""
+    """Refit what is left of every sublayer to the dense model by ridge least squares on the
+    calibration text; sub-models are then scored repaired, too."""
+    refine: Annotated[int, Field(ge=0)] = 3
+    """Levenberg-Marquardt steps by which the final cut's feed-forward sublayers are fitted as a
+    whole after that; the last one also to the dense model's next-token distribution."""
     allow_rounding: bool = False
     """Accept an aligned shape that differs by more than 0.05 from the sparsity asked for."""
 

@@ -1,19 +1,24 @@
-"""Hooks on the linear layers that write to the residual stream: where units are switched off.
+"""Where units are switched off, and where a pass through the model is watched.
 
-A unit is off when its columns of the writer's input are zero; the model without its rows and
-columns then computes the same (`slicing`).
+A KV group or FFN neuron is off when its columns of the writer's input are zero; the other kinds
+say in their own files what off means. The model without the units computes the same (`slicing`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from tasks.prune.units import Kept, Sublayer, find_layers
+from tasks.prune.experts import mask_experts
+from tasks.prune.hidden import mask_hidden
+from tasks.prune.layers import mask_layers, mask_sublayers
+from tasks.prune.units import Kept, Sublayer, Units, find_layers
 
 Visit = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor | None]
 """Called with (position of the sublayer, writer's input [..., width], residual stream before the
@@ -21,21 +26,37 @@ sublayer [..., hidden], writer's output [..., hidden]); returns another output, 
 
 
 @contextmanager
-def masked(model: Any, sublayers: list[Sublayer], kept: Kept) -> Iterator[None]:
+def masked(model: Any, groups: Sequence[Units], kept: Kept) -> Iterator[None]:
     """Switch off, in place and for as long as the context lasts, all units that are not kept."""
-
-    def hook(columns: torch.Tensor) -> Callable[..., tuple[torch.Tensor]]:
-        return lambda _, inputs: (inputs[0] * columns.to(inputs[0]),)
-
-    handles = [
-        model.get_submodule(sublayer.writer).register_forward_pre_hook(hook(sublayer.columns(mask)))
-        for sublayer, mask in zip(sublayers, kept, strict=True)
-    ]
-    try:
+    with ExitStack() as stack:
+        for group, mask in zip(groups, kept, strict=True):
+            if not mask.all():
+                for undo in MASKS[group.kind](model, group, mask):
+                    stack.callback(undo)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def mask_writer(
+    model: Any, sublayer: Sublayer, kept: NDArray[np.bool_]
+) -> list[Callable[[], object]]:
+    columns = sublayer.columns(kept)
+    writer = model.get_submodule(sublayer.writer)
+    return [
+        writer.register_forward_pre_hook(
+            lambda _, inputs: (inputs[0] * columns.to(inputs[0]),)
+        ).remove
+    ]
+
+
+MASKS: dict[str, Callable[[Any, Any, NDArray[np.bool_]], list[Callable[[], object]]]] = {
+    "kv_groups": mask_writer,
+    "ffn": mask_writer,
+    "experts": mask_experts,
+    "hidden": mask_hidden,
+    "layers": mask_layers,
+    "sublayers": mask_sublayers,
+}
+"""By kind: switch off a group's units that are not kept; returns what undoes it."""
 
 
 @contextmanager

@@ -18,15 +18,10 @@ from numpy.typing import NDArray
 
 from tasks.models.checkpoint import describe_model
 from tasks.plugins import load_plugin
-from tasks.prune.cutting import (
-    Candidate,
-    build_cutter,
-    count_parameters_per_unit,
-    cut_candidate,
-)
+from tasks.prune.cutting import Candidate, build_cutter, cut_candidate
 from tasks.prune.regression import Fitted, HeldOut, fit_utilities, hold_out
-from tasks.prune.repair import check_stream
-from tasks.prune.shape import choose_shape, describe
+from tasks.prune.repair import SHARED
+from tasks.prune.shape import describe
 from tasks.prune.sweep import (
     Bench,
     Choice,
@@ -38,8 +33,8 @@ from tasks.prune.sweep import (
     list_submodels,
     score_unit,
 )
-from tasks.prune.unit_statistics import describe_units, measure_inputs
-from tasks.prune.units import KINDS
+from tasks.prune.unit_statistics import calibrate
+from tasks.prune.units import KINDS, parameters_per_unit
 from tasks.records import ModelRef, TextRef
 
 if TYPE_CHECKING:
@@ -75,7 +70,8 @@ def prune(
     (answer,) = space.compute_units(look, [0], partial(build_bench, work), group="look")
     seen = json.loads(answer)
     prior = [np.array(scores) for scores in seen["importance"]]
-    choice = Choice(prior, seen["num_kept_per_sublayer"])
+    fixed = [kind in SHARED and options["repair"] for kind in seen["kinds"]]
+    choice = Choice(prior, seen["num_kept_per_group"], fixed)
 
     learned = None
     importance = {"criterion": prior}
@@ -102,7 +98,7 @@ def prune(
 
     evidence = {
         "importance": by_kind(seen["kinds"], [s.tolist() for s in importance[best.name]]),
-        "kept": by_kind(seen["kinds"], seen["num_kept_per_sublayer"]),
+        "kept": by_kind(seen["kinds"], seen["num_kept_per_group"]),
         "kept_units": by_kind(seen["kinds"], [np.flatnonzero(k).tolist() for k in best.kept]),
         "num_units": seen["num_units"],
         "num_kept": seen["num_kept"],
@@ -118,17 +114,11 @@ def prune(
 
 def look(bench: Bench, _unit: int) -> bytes:
     """Run the dense model; return JSON: the shape to cut to and the criterion's importance."""
-    options = bench.work.options
-    remote = options["trust_remote_code"]
-    shape = choose_shape(bench.model, options, options["alignment"], remote)
-    if options["repair"]:
-        check_stream(bench.model, bench.sublayers, bench.ids_WS[0])
+    options, shape, groups = bench.work.options, bench.shape, bench.groups
     score = load_plugin("criterion", options["criterion"]["name"])
-    norms, nats = measure_inputs(bench.model, bench.sublayers, bench.ids_WS)
-    scores = [
-        score(describe_units(bench.model, sublayer, norm), **options["criterion"]["options"])
-        for sublayer, norm in zip(bench.sublayers, norms, strict=True)
-    ]
+    num_kept = [shape.num_kept[group.kind] for group in groups]
+    calibrated, nats = calibrate(bench.model, groups, bench.ids_WS, num_kept)
+    scores = score(calibrated, **options["criterion"]["options"])
     return json.dumps(
         {
             "shape": str(shape),
@@ -137,13 +127,23 @@ def look(bench: Bench, _unit: int) -> bytes:
             "num_kept": shape.num_kept,
             "asked": shape.asked,
             "got": shape.got,
-            "kinds": [sublayer.kind for sublayer in bench.sublayers],
-            "num_kept_per_sublayer": [shape.num_kept[s.kind] for s in bench.sublayers],
-            "parameters_per_unit": count_parameters_per_unit(bench),
+            "kinds": [group.kind for group in groups],
+            "num_kept_per_group": num_kept,
+            "parameters_per_unit": [parameters_per_unit(bench.model, group) for group in groups],
             "importance": [importance.double().tolist() for importance in scores],
             "nats_per_token": nats,
+            "refined": describe_refinement(bench) if options["repair"] else "nothing",
         }
     ).encode()
+
+
+def describe_refinement(bench: Bench) -> str:
+    """Say which sublayers the repair can fit as a whole."""
+    anatomy = bench.anatomy
+    whole = sum(activation is not None for activation in anatomy.activations)
+    if not whole or not bench.work.options["refine"]:
+        return "nothing"
+    return f"{whole} feed-forward sublayers" + (", the last to the logits" if anatomy.head else "")
 
 
 def learn(units: list[SweepUnit], results: list[bytes], seen: dict[str, Any], seed: int) -> Learned:
@@ -172,7 +172,7 @@ def learn(units: list[SweepUnit], results: list[bytes], seen: dict[str, Any], se
 
 
 def by_kind(kinds: list[str], values: list[Any]) -> dict[str, list[Any]]:
-    """Sort what is given per sublayer by kind of unit: [layer] each."""
+    """Sort what is given per group by kind of unit: [layer] each, or one."""
     return {
         kind: [value for of, value in zip(kinds, values, strict=True) if of == kind]
         for kind in KINDS
@@ -205,6 +205,7 @@ def gather_facts(evidence: dict[str, Any], seen: dict[str, Any], options: dict[s
         "criterion": options["criterion"]["name"],
         "chosen": evidence["chosen"],
         "repaired": "yes" if options["repair"] else "no",
+        "refined": seen["refined"],
         "calibration_nats_dense": round(seen["nats_per_token"], 4),
     }
     facts |= {f"sparsity_asked_{kind}": value for kind, value in seen["asked"].items()}

@@ -1,132 +1,260 @@
-"""Closed-form repair: refit what a cut has left of every writer, by forward passes alone.
+"""Repair: refit what a cut has left of every sublayer, by forward passes alone.
 
-A sub-model and the dense model go through the layers side by side, in one batch. At each writer
-the remaining columns are refitted by ridge least squares so that
+A sub-model and the dense model go through the layers side by side, in one batch. Every reader is
+refitted by ridge least squares to put out, from the pruned stream, what the dense model's puts
+out; every writer so that
 
     pruned stream before the sublayer + writer(pruned input) ~ dense stream after the sublayer
 
-which takes in the errors of all earlier cuts. The pass then goes on with the new weights, so one
-forward pass repairs all layers. It needs, besides the model, about
-tokens x (4 x FFN width + 8 x hidden) x 4 bytes, where tokens counts both halves of the batch: for
-a 7B Llama (4096, 11008) and 128 windows of 256, 20 GB; fewer windows need as much less.
+which takes in the errors of all earlier cuts. Tokens count by the size of their dense stream, as
+norms will see them. The pass goes on with the new weights, so one pass repairs all layers.
+`refine` then improves each feed-forward sublayer as a whole (`feed_forward`), and the last one
+towards the dense model's distribution (`readout`).
+
+It needs, besides the model, about tokens x (8 x FFN width + 16 x hidden) x 4 bytes with `refine`
+and half of it without, where tokens counts both halves of the batch: for a 7B Llama (4096, 11008)
+and 128 windows of 256, 40 GB; fewer windows need as much less.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
-from torch.nn import functional as F
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
+from tasks.prune.feed_forward import FeedForward, StreamFit
+from tasks.prune.gauss_newton import minimise
+from tasks.prune.least_squares import Affine, Inputs
 from tasks.prune.loss import loss_nats
-from tasks.prune.masking import visited
-from tasks.prune.units import Kept, Sublayer
+from tasks.prune.masking import masked
+from tasks.prune.readout import Readout
+from tasks.prune.stream import Anatomy, affine, reader_paths, watched
+from tasks.prune.units import Kept, Sublayer, Units, find_layers, list_sublayers
 
-RIDGE = 1e-2
-"""Penalty on the change of a weight, as a fraction of the mean square of the writer's inputs."""
+SHARED = ("hidden", "experts")
+"""Kinds of which all rows of a batch have the same units."""
 
-
-def refit(
-    x_TC: torch.Tensor, target_TD: torch.Tensor, weight_DC: torch.Tensor, ridge: float
-) -> torch.Tensor:
-    """Return the weight [hidden, columns] that least squares draws from `weight` to the target.
-
-    W = W0 + (Y - X W0^T)^T X (X^T X + lambda I)^-1,  lambda = ridge x mean diagonal of X^T X
-
-    Solved in fp64.
-    """
-    gram_CC = (x_TC.T @ x_TC).double()
-    error_CD = (x_TC.T @ (target_TD - x_TC @ weight_DC.T)).double()
-    penalty = ridge * gram_CC.diagonal().mean().clamp_min(1e-12)
-    gram_CC.diagonal().add_(penalty)
-    change_CD = torch.cholesky_solve(error_CD, torch.linalg.cholesky(gram_CC))
-    return weight_DC + change_CD.T.to(weight_DC)
+Repaired = dict[str, Affine]
+"""New weights by module path, as wide as the dense ones; what the cut takes is zero or unread."""
 
 
 def repair_submodels(
     model: Any,
-    sublayers: list[Sublayer],
+    groups: Sequence[Units],
+    anatomy: Anatomy,
     submodels: list[Kept],
     fit_ids_FS: torch.Tensor,
     score_ids_NS: torch.Tensor | None = None,
-    ridge: float = RIDGE,
-) -> tuple[list[list[torch.Tensor]], list[float]]:
+    refine: int = 0,
+) -> tuple[list[Repaired], list[float]]:
     """Repair sub-models on `fit_ids` and score what comes out on `score_ids`; the model stays.
 
+    Hidden dimensions and experts that are cut are off in the dense model, too: what they did is
+    not made good, and all sub-models of a call have the same ones. Layers may differ.
+
+    Args:
+        groups: All groups of units that there are, also those that are kept whole.
+        refine: Levenberg-Marquardt steps per feed-forward sublayer.
+
     Returns:
-        Per sub-model, the writers' kept columns [hidden, columns], one per sublayer; and per
-        sub-model the loss in nats/token (nothing without `score_ids`).
+        Per sub-model its weights, and its loss in nats/token (nothing without `score_ids`).
     """
-    num_fit, num_score = len(fit_ids_FS), 0 if score_ids_NS is None else len(score_ids_NS)
     parts = [fit_ids_FS] if score_ids_NS is None else [fit_ids_FS, score_ids_NS]
     batch = torch.cat([fit_ids_FS, *(parts * len(submodels))])
-    weights: list[list[torch.Tensor]] = [[] for _ in submodels]
-
-    def visit(
-        position: int, x: torch.Tensor, stream: torch.Tensor, output: torch.Tensor
-    ) -> torch.Tensor:
-        sublayer = sublayers[position]
-        writer = model.get_submodule(sublayer.writer)
-        bias = 0 if writer.bias is None else writer.bias
-        dense_after = stream[:num_fit] + output[:num_fit] - bias
-        outputs = [output[:num_fit]]
-        first = num_fit
-        for submodel, refitted in zip(submodels, weights, strict=True):
-            columns = sublayer.columns(submodel[position]).to(x.device)
-            rows = slice(first, first + num_fit + num_score)
-            kept = x[rows][..., columns]
-            target = dense_after - stream[rows][:num_fit]
-            refitted.append(
-                refit(
-                    kept[:num_fit].flatten(0, 1),
-                    target.flatten(0, 1),
-                    writer.weight[:, columns],
-                    ridge,
-                )
-            )
-            outputs.append(F.linear(kept, refitted[-1], writer.bias))
-            first = rows.stop
-        return torch.cat(outputs)
+    num_fit, num_score = len(fit_ids_FS), sum(map(len, parts[1:]))
+    sublayers = list_sublayers(groups)
+    visitor = _Repair(model, groups, anatomy, submodels, num_fit, num_score, refine)
+    shared = [(g, mask) for g, mask in zip(groups, submodels[0], strict=True) if g.kind in SHARED]
 
     rows_of_one = [False] * num_fit + [True] * num_score
     scored = torch.tensor([False] * num_fit + rows_of_one * len(submodels))
     head = model.get_output_embeddings()
     handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][scored],))
     try:
-        with torch.inference_mode(), visited(model, sublayers, visit):
+        with (
+            torch.no_grad(),
+            masked(model, [group for group, _ in shared], [mask for _, mask in shared]),
+            skipping(model, visitor.skipped, visitor.rows),
+            watched(model, sublayers, visitor, anatomy.stream),
+        ):
             logits = model(input_ids=batch.to(model.device), use_cache=False).logits
     finally:
         handle.remove()
     if score_ids_NS is None:
-        return weights, []
+        return visitor.repaired, []
     losses = [loss_nats(part, score_ids_NS) for part in torch.split(logits, num_score)]
-    return weights, losses
+    return visitor.repaired, losses
 
 
-def check_stream(model: Any, sublayers: list[Sublayer], ids_S: torch.Tensor) -> None:
-    """Make sure that the residual stream is the sum of what the sublayers write.
+@contextmanager
+def skipping(model: Any, skipped: list[set[int]], rows: list[slice]) -> Iterator[None]:
+    """Let each sub-model's rows of the batch go past the layers that it does not have."""
 
-    Raises:
-        ValueError: it is not, so that there is no target to repair to.
-    """
-    ends: list[torch.Tensor] = []
+    def restore(index: int) -> Callable[..., torch.Tensor | None]:
+        past = [r for layers, r in zip(skipped, rows, strict=True) if index in layers]
 
-    def visit(position: int, _x: torch.Tensor, stream: torch.Tensor, output: torch.Tensor) -> None:
-        last = position + 1 == len(sublayers)
-        if last or sublayers[position + 1].layer != sublayers[position].layer:
-            ends.append(stream + output)
+        def hook(_: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> Any:
+            for r in past:
+                output[r] = inputs[0][r]
+            return output
 
-    with torch.inference_mode(), visited(model, sublayers, visit):
-        states = model(
-            input_ids=ids_S[None].to(model.device), use_cache=False, output_hidden_states=True
-        ).hidden_states
-    # The last hidden state has gone through the final norm, so it is left out.
-    same = [
-        torch.allclose(end, state, rtol=1e-3, atol=1e-3 * float(state.abs().max()))
-        for end, state in zip(ends[:-1], states[1:-1], strict=True)
-    ]
-    if not all(same):
-        raise ValueError(
-            f"{model.config.model_type} does not add its sublayers' outputs to the residual "
-            "stream as they are, so a cut cannot be repaired; say repair: false"
-        )
+        return hook
+
+    layers: Any = model.get_submodule(find_layers(model))
+    off = sorted(set().union(*skipped))
+    handles = [layers[index].register_forward_hook(restore(index)) for index in off]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Repair:
+    """Walks through one pass over [dense fit windows, then each sub-model's windows]."""
+
+    def __init__(
+        self,
+        model: Any,
+        groups: Sequence[Units],
+        anatomy: Anatomy,
+        submodels: list[Kept],
+        num_fit: int,
+        num_score: int,
+        refine: int,
+    ) -> None:
+        self.model, self.anatomy, self.refine = model, anatomy, refine
+        self.sublayers, self.num_fit = list_sublayers(groups), num_fit
+        self.submodels = [
+            [mask for group, mask in zip(groups, kept, strict=True) if isinstance(group, Sublayer)]
+            for kept in submodels
+        ]
+        self.skipped = [
+            {
+                int(index)
+                for group, mask in zip(groups, kept, strict=True)
+                if group.kind == "layers"
+                for index in np.flatnonzero(~mask)
+            }
+            for kept in submodels
+        ]
+        size = num_fit + num_score
+        firsts = range(num_fit, num_fit + size * len(submodels), size)
+        self.rows = [slice(first, first + size) for first in firsts]
+        self.repaired: list[Repaired] = [{} for _ in submodels]
+        self.inputs: list[Inputs | None] = []
+        self.read_x = torch.empty(0)
+
+    def fit(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the tokens that a sub-model (or the dense model) is fitted on, [tokens, ...]."""
+        return x[: self.num_fit].flatten(0, 1)
+
+    def weights(self, stream: torch.Tensor) -> torch.Tensor:
+        return self.fit(stream).square().mean(-1).clamp_min(1e-12).reciprocal()
+
+    def read(
+        self, position: int, index: int, x: torch.Tensor, before: torch.Tensor, output: torch.Tensor
+    ) -> torch.Tensor:
+        sublayer = self.sublayers[position]
+        if x is not self.read_x:
+            weight_T = self.weights(before if self.anatomy.stream == "sum" else x)
+            self.read_x = x
+            self.inputs = [
+                None if sublayer.layer in skipped else Inputs(self.fit(x[rows]), weight_T)
+                for rows, skipped in zip(self.rows, self.skipped, strict=True)
+            ]
+        path = reader_paths(sublayer)[index]
+        dense = affine(self.model, path)
+        output = output.clone()
+        for inputs, rows, repaired in zip(self.inputs, self.rows, self.repaired, strict=True):
+            if inputs is not None:
+                repaired[path] = inputs.refit(dense, self.fit(output))
+                output[rows] = repaired[path](x[rows])
+        return output
+
+    def write(
+        self, position: int, x: torch.Tensor, before: torch.Tensor, output: torch.Tensor
+    ) -> torch.Tensor:
+        sublayer = self.sublayers[position]
+        dense = affine(self.model, sublayer.writer)
+        after = before[: self.num_fit] + output[: self.num_fit]
+        weight_T = self.weights(after)
+        output = output.clone()
+        for number, rows in enumerate(self.rows):
+            if sublayer.layer in self.skipped[number]:
+                continue
+            columns = sublayer.columns(self.submodels[number][position]).to(x.device)
+            kept = x[rows][..., columns]
+            target_TD = self.fit(after) - self.fit(before[rows])
+            inputs = Inputs(self.fit(kept), weight_T)
+            writer = inputs.refit(dense.columns(columns), target_TD)
+            repaired = self.repaired[number]
+            activation = self.anatomy.activations[position]
+            if self.refine and activation:
+                paths = [path for path, _ in sublayer.readers]
+                readers = [repaired[path].rows(columns) for path in paths]
+                fitted = self.refit(
+                    FeedForward(readers, writer, activation),
+                    StreamFit(self.fit(self.read_x[rows]), target_TD, weight_T),
+                    position,
+                    self.fit(before[rows]),
+                    self.fit(after),
+                )
+                for path, reader in zip(paths, fitted.readers, strict=True):
+                    repaired[path] = spread_rows(reader, columns, repaired[path])
+                writer = fitted.writer
+                output[rows] = fitted(self.read_x[rows])
+            else:
+                output[rows] = writer(kept)
+            repaired[sublayer.writer] = spread(writer, columns)
+        return output
+
+    def refit(
+        self,
+        sublayer: FeedForward,
+        fit: StreamFit,
+        position: int,
+        before_TD: torch.Tensor,
+        after_TD: torch.Tensor,
+    ) -> FeedForward:
+        sublayer = minimise(fit, sublayer, self.refine)
+        head = self.anatomy.head
+        if head and position == len(self.sublayers) - 1:
+            readout = Readout(fit.x_TI, before_TD, after_TD, head.norm, head.linear)
+            sublayer = minimise(readout, sublayer, self.refine)
+        return sublayer
+
+
+def as_tensors(model: Any, repaired: Repaired) -> dict[str, torch.Tensor]:
+    """Return repaired layers as the model's state dict has them."""
+    tensors = {}
+    for path, layer in repaired.items():
+        module = model.get_submodule(path)
+        turned = isinstance(module, Conv1D)
+        tensors[f"{path}.weight"] = layer.weight_OI.T if turned else layer.weight_OI
+        if layer.bias_O is not None:
+            tensors[f"{path}.bias"] = layer.bias_O
+    return tensors
+
+
+def spread(writer: Affine, columns: torch.Tensor) -> Affine:
+    """Return a writer as wide as the dense one, zero where it has no columns."""
+    wide = writer.weight_OI.new_zeros(len(writer.weight_OI), len(columns))
+    wide[:, columns] = writer.weight_OI
+    return Affine(wide, writer.bias_O)
+
+
+def spread_rows(reader: Affine, rows: torch.Tensor, wide: Affine) -> Affine:
+    """Return a reader as high as the dense one; what a unit that is cut reads stays."""
+    weight = wide.weight_OI.clone()
+    weight[rows] = reader.weight_OI
+    if wide.bias_O is None or reader.bias_O is None:
+        return Affine(weight, None)
+    bias = wide.bias_O.clone()
+    bias[rows] = reader.bias_O
+    return Affine(weight, bias)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.prune.stock_config import cannot_cut, empty_model, stock_config
-from tasks.prune.units import KINDS, NAMES, Sublayer, find_sublayers
+from tasks.prune.groups import find_units
+from tasks.prune.slicing import check_sharing
+from tasks.prune.stock_class import empty_model
+from tasks.prune.stock_config import cannot_cut, smaller_config, stock_config
+from tasks.prune.units import KINDS, NAMES, Units
+from tasks.prune.widths import choose_widths, count_matrices, removed
+
+SHAPES = KINDS[: KINDS.index("sublayers")]
+"""The kinds of which a stock architecture can have fewer."""
 
 MAX_ROUNDING = 0.05
 """Largest difference between the sparsity asked for and the aligned one, unless allowed."""
@@ -20,42 +26,21 @@ class Shape:
 
     num_layers: int
     num_units: dict[str, int]
-    """By kind, in each layer."""
+    """By kind, in each layer or in the whole network."""
     num_kept: dict[str, int]
     asked: dict[str, float]
     """Sparsity by kind, or under `all`."""
     got: dict[str, float]
-    """Fraction removed of the attention and FFN matrices, by kind and under `all`."""
+    """Fraction removed of the attention, FFN and expert matrices, by kind and under `all`; of the
+    hidden dimensions and of the layers."""
     config: Any
-    """Config of the smaller model."""
+    """Config of the smaller model. Where layers are cut, it is that of one choice of them
+    (`stock_config.config_of_cut` gives any other's)."""
     saved_as: str
     """Its `model_type`, which is `mistral` where llama's own config refuses the head count."""
 
     def __str__(self) -> str:
         return f"{describe(self.num_units, self.num_kept)}: {self.got['all']:.1%} removed"
-
-
-@dataclass(frozen=True)
-class Matrices:
-    """Parameters of one kind of sublayer, in one layer, and the widths that it may have."""
-
-    num_units: int
-    per_unit: int
-    fixed: int
-    """Parameters that no unit owns."""
-    choices: tuple[int, ...]
-    """Numbers of units at which the writer's input width is aligned."""
-
-    @property
-    def total(self) -> int:
-        return self.size(self.num_units)
-
-    def size(self, num_kept: int) -> int:
-        return self.fixed + num_kept * self.per_unit
-
-    def nearest(self, size: float) -> int:
-        """Return the allowed number of units nearest to a size; of two, the larger."""
-        return min(self.choices, key=lambda n: (abs(self.size(n) - size), -n))
 
 
 def describe(num_units: dict[str, int], num_kept: dict[str, int]) -> str:
@@ -69,7 +54,7 @@ def check_prunable(
 
     Args:
         options: `PruneOptions` as JSON values.
-        alignment: Kept FFN widths and o_proj input widths are multiples of it.
+        alignment: The widths of all inputs that the cut changes are multiples of it.
 
     Raises:
         ValueError: the architecture has no such units, no width is aligned, or the aligned shape
@@ -86,22 +71,21 @@ def choose_shape(
     model: Any, options: dict[str, Any], alignment: int, trust_remote_code: bool = False
 ) -> Shape:
     """Find the shape as `check_prunable` does, for a model that is there (or on meta)."""
-    sublayers = find_sublayers(model)
-    family: str = model.config.model_type
     asked = options["sparsity"]
     if not isinstance(asked, dict):
         asked = {"all": float(asked)}
-    present = {sublayer.kind for sublayer in sublayers}
-    wanted = KINDS if "all" in asked else tuple(kind for kind in KINDS if asked[kind] > 0)
-    if missing := [kind for kind in wanted if kind not in present]:
-        raise ValueError(cannot_cut(family, missing, present, "found no such units in its layers"))
+    asked = {kind: f for kind, f in asked.items() if f or kind in ("all", "ffn", "kv_groups")}
+    wanted = ["kv_groups", "ffn"] if "all" in asked else [kind for kind in asked if asked[kind]]
+    groups = find_groups(model, wanted, trust_remote_code)
     matrices = {
-        kind: count_matrices(model, [s for s in sublayers if s.kind == kind], alignment)
-        for kind in KINDS
-        if kind in present
+        kind: count_matrices(model, [g for g in groups if g.kind == kind], alignment)
+        for kind in SHAPES
+        if any(g.kind == kind for g in groups)
     }
     num_units = {kind: m.num_units for kind, m in matrices.items()}
     num_kept = choose_widths(matrices, asked)
+    if "hidden" in num_kept:
+        num_kept["hidden"] = fit_hidden(model, groups, num_kept, matrices["hidden"].choices)
     got = removed(matrices, num_kept)
     for kind, fraction in asked.items():
         if abs(got.get(kind, 0.0) - fraction) > MAX_ROUNDING and not options["allow_rounding"]:
@@ -111,7 +95,7 @@ def choose_shape(
                 f"{got[kind]:.3f}; ask for that, choose exports with a smaller group_size, "
                 "or say allow_rounding: true"
             )
-    smaller = stock_config(model, sublayers, num_kept, trust_remote_code)
+    smaller = prove_shape(model, groups, num_kept, trust_remote_code)
     return Shape(
         num_layers=model.config.num_hidden_layers,
         num_units=num_units,
@@ -123,47 +107,83 @@ def choose_shape(
     )
 
 
-def count_matrices(model: Any, sublayers: list[Sublayer], alignment: int) -> Matrices:
-    """Count one kind of sublayer's weights.
+def fit_hidden(
+    model: Any, groups: list[Units], num_kept: dict[str, int], choices: tuple[int, ...]
+) -> int:
+    """Return the nearest hidden size that the family's config takes: some want a multiple of the
+    number of heads."""
+    wanted = num_kept["hidden"]
+    cut = {kind: number for kind, number in num_kept.items() if kind != "layers"}
+    for size in sorted(choices, key=lambda n: abs(n - wanted)):
+        try:
+            smaller_config(model.config, groups, cut | {"hidden": size})
+        except ValueError:
+            continue
+        return size
+    return wanted
+
+
+def find_groups(model: Any, wanted: list[str], trust_remote_code: bool) -> list[Units]:
+    """Return the units of all kinds of matrices that there are, and of the kinds that are wanted.
 
     Raises:
-        ValueError: no width is a multiple of the alignment.
+        ValueError: there are none of a kind that is wanted.
     """
-    first = sublayers[0]
-    paths = [path for path, _ in first.readers] + [first.writer]
-    fixed = sum(model.get_submodule(path).weight.numel() for path in first.fixed)
-    owned = sum(model.get_submodule(path).weight.numel() for path in paths)
-    width = first.unit_width
-    choices = tuple(n for n in range(1, first.num_units + 1) if n * width % alignment == 0)
-    if not choices:
-        raise ValueError(
-            f"{NAMES[first.kind]}: no width up to {first.num_units * width} is a multiple of "
-            f"{alignment}; choose exports with a smaller group_size"
-        )
-    return Matrices(first.num_units, owned // first.num_units, fixed, choices)
+    groups = []
+    missing, reasons = [], set()
+    for kind in SHAPES:
+        try:
+            if kind in ("kv_groups", "ffn", "experts") or kind in wanted:
+                groups += find_units(model, [kind], trust_remote_code)
+        except ValueError as error:
+            if kind in wanted:
+                missing.append(kind)
+                reasons.add(str(error))
+    if missing:
+        prunable = list_prunable(model, trust_remote_code)
+        family = model.config.model_type
+        raise ValueError(cannot_cut(family, missing, prunable, "; ".join(sorted(reasons))))
+    return groups
 
 
-def choose_widths(matrices: dict[str, Matrices], asked: dict[str, float]) -> dict[str, int]:
-    """Return units kept by kind.
+def prove_shape(
+    model: Any, groups: list[Units], num_kept: dict[str, int], trust_remote_code: bool
+) -> Any:
+    """Return the smaller model's config.
 
-    One fraction is asked of attention first, whose steps are coarse; the FFN then brings the sum
-    as near to the fraction as its finer steps allow.
+    Raises:
+        ValueError: stock code does not build that shape; says which kinds are to blame, and which
+            are not.
     """
-    if "all" not in asked:
-        return {kind: m.nearest(m.total * (1 - asked[kind])) for kind, m in matrices.items()}
-    density = 1 - asked["all"]
-    groups, ffn = matrices["kv_groups"], matrices["ffn"]
-    num_groups = groups.nearest(groups.total * density)
-    left = (groups.total + ffn.total) * density - groups.size(num_groups)
-    return {"kv_groups": num_groups, "ffn": ffn.nearest(left)}
+    cut = {g.kind: num_kept[g.kind] for g in groups if num_kept[g.kind] < g.num_units}
+    changed = [group for group in groups if group.kind in cut]
+    check_sharing(model, changed)
+    try:
+        return stock_config(model, changed, cut, trust_remote_code)
+    except ValueError as error:
+        reason = str(error)
+    refused = []
+    for kind in cut:
+        try:
+            alone = [group for group in groups if group.kind == kind]
+            stock_config(model, alone, {kind: cut[kind]}, trust_remote_code)
+        except ValueError:
+            refused.append(kind)
+    prunable = list_prunable(model, trust_remote_code)
+    family = model.config.model_type
+    raise ValueError(cannot_cut(family, refused or list(cut), prunable, reason))
 
 
-def removed(matrices: dict[str, Matrices], num_kept: dict[str, int]) -> dict[str, float]:
-    """Return the sparsity by kind and, under `all`, of the kinds together."""
-    sizes: Counter[str] = Counter()
-    totals: Counter[str] = Counter()
-    for kind, matrix in matrices.items():
-        for name in (kind, "all"):
-            sizes[name] += matrix.size(num_kept[kind])
-            totals[name] += matrix.total
-    return {name: round(1 - sizes[name] / totals[name], 6) for name in totals}
+def list_prunable(model: Any, trust_remote_code: bool) -> list[str]:
+    """Return the kinds of which a stock architecture with half the units exists."""
+    found = []
+    for kind in SHAPES:
+        try:
+            groups = find_units(model, [kind], trust_remote_code)
+            half = max(groups[0].num_units // 2, groups[0].least)
+            if half < groups[0].num_units:
+                stock_config(model, groups, {kind: half}, trust_remote_code)
+                found.append(kind)
+        except ValueError:
+            continue
+    return found

@@ -1,46 +1,112 @@
-"""Cut units out of the weights: rows of the readers, columns of the writers."""
+"""Cut units out of the weights: whatever the kind, slices of parameters, and whole layers."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 
-from tasks.prune.units import Kept, Sublayer
+from tasks.prune.embedding_scale import fold_scale
+from tasks.prune.stock_class import make_model
+from tasks.prune.units import Group, Kept, Slice, Units
 
 
-def slice_weights(model: Any, sublayers: list[Sublayer], kept: Kept) -> dict[str, torch.Tensor]:
+def slice_weights(
+    model: Any,
+    groups: Sequence[Units],
+    kept: Kept,
+    changed: Mapping[str, torch.Tensor] = MappingProxyType({}),
+) -> dict[str, torch.Tensor]:
     """Return the state dict of the model without the units that are not kept.
 
-    Tied parameters stay one tensor; what no unit owns is shared with the model, not copied.
+    What no unit owns is shared with the model, not copied. The layers that stay are numbered anew.
+
+    Args:
+        changed: Tensors to take in place of the model's own, by name.
+
+    Raises:
+        ValueError: a weight is shared between what is cut and what is not, or sublayers are off,
+            for which a stock architecture has no place.
     """
-    state = dict(model.state_dict())
-    for sublayer, mask in zip(sublayers, kept, strict=True):
+    check_sharing(model, [g for g, mask in zip(groups, kept, strict=True) if not mask.all()])
+    state: dict[str, torch.Tensor] = {**model.state_dict(), **changed}
+    for group, mask in zip(groups, kept, strict=True):
+        if mask.all():
+            continue
+        if group.kind == "sublayers":
+            raise ValueError(
+                f"{model.config.model_type} cannot be saved without {int((~mask).sum())} of its "
+                "sublayers: a stock architecture has both in every layer; cut layers instead"
+            )
+        if isinstance(group, Group) and group.kind == "layers":
+            state = _renumber(state, group.paths, mask)
         units = torch.from_numpy(np.flatnonzero(mask))
-        for path, rows in sublayer.readers:
-            for name in (f"{path}.weight", f"{path}.bias"):
-                if name in state:
-                    state[name] = _select(state[name], units, rows, dim=0)
-        name = f"{sublayer.writer}.weight"
-        state[name] = _select(state[name], units, sublayer.unit_width, dim=1)
+        # From the end, so that what stands before is still in its place.
+        for part in sorted(group.slices, key=lambda part: -part.start):
+            if part.name in state:
+                state[part.name] = _select(state[part.name], units, group.num_units, part)
+        if isinstance(group, Group) and group.kind == "hidden":
+            state = fold_scale(model, group, len(units), state)
     return state
 
 
-def _select(tensor: torch.Tensor, units: torch.Tensor, width: int, dim: int) -> torch.Tensor:
-    """Keep the given units of `width` entries each along one dimension."""
-    entries = (units[:, None] * width + torch.arange(width)).flatten()
-    return tensor.index_select(dim, entries.to(tensor.device)).contiguous()
+def _select(tensor: torch.Tensor, units: torch.Tensor, num_units: int, part: Slice) -> torch.Tensor:
+    """Keep the given units along one dimension, and all that is not the group's."""
+    end = part.start + num_units * part.width
+    owned = part.start + (units[:, None] * part.width + torch.arange(part.width)).flatten()
+    after = torch.arange(end, tensor.shape[part.dim])
+    entries = torch.cat([torch.arange(part.start), owned, after])
+    return tensor.index_select(part.dim, entries.to(tensor.device)).contiguous()
+
+
+def _renumber(
+    state: dict[str, torch.Tensor], paths: tuple[str, ...], mask: np.ndarray[Any, Any]
+) -> dict[str, torch.Tensor]:
+    """Drop the layers that are not kept and close the ranks."""
+    parent = paths[0].rpartition(".")[0]
+    numbers = {int(old): new for new, old in enumerate(np.flatnonzero(mask))}
+    renamed = {}
+    for name, tensor in state.items():
+        if not name.startswith(f"{parent}."):
+            renamed[name] = tensor
+            continue
+        number, _, rest = name.removeprefix(f"{parent}.").partition(".")
+        if int(number) in numbers:
+            renamed[f"{parent}.{numbers[int(number)]}.{rest}"] = tensor
+    return renamed
+
+
+def check_sharing(model: Any, groups: Sequence[Units]) -> None:
+    """Make sure that no weight is cut in one place and used as it was in another.
+
+    Raises:
+        ValueError: there is such a weight.
+    """
+    owners: dict[str, set[tuple[Any, ...]]] = defaultdict(set)
+    for position, group in enumerate(groups):
+        for part in group.slices:
+            owners[part.name].add((position, part.dim, part.width, part.start))
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[id(parameter)].append(name)
+    for shared in names.values():
+        if any(owners[name] != owners[shared[0]] for name in shared):
+            raise ValueError(
+                f"{model.config.model_type} shares one weight between {' and '.join(shared)}, "
+                "and the cut would change only one of them; save the model with copies first"
+            )
 
 
 def build_sliced(config: Any, state: dict[str, torch.Tensor], trust_remote_code: bool) -> Any:
-    """Make the smaller model of a config (`shape.smaller_config`) around sliced weights."""
-    from transformers import AutoModelForCausalLM
-
-    dtype = next(iter(state.values())).dtype
-    with torch.device(next(iter(state.values())).device):
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, trust_remote_code=trust_remote_code
-        )
+    """Make the smaller model of a config (`stock_config.stock_config`) around sliced weights."""
+    first = next(iter(state.values()))
+    with torch.device(first.device):
+        model = make_model(config, trust_remote_code)
+    for parameter in model.parameters():  # not the buffers: rotary angles want their fp32
+        parameter.data = parameter.data.to(first.dtype)
     model.load_state_dict(state, strict=True)
     return model.eval()

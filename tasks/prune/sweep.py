@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 
 from tasks.corpus.text import calibration_windows
 from tasks.models.checkpoint import load_model, load_tokenizer
+from tasks.prune.groups import find_units
 from tasks.prune.loss import measure_loss
 from tasks.prune.masking import masked
 from tasks.prune.repair import repair_submodels
 from tasks.prune.sampling import choose_best, draw_submodel
-from tasks.prune.units import Kept, Sublayer, find_sublayers
+from tasks.prune.shape import Shape, choose_shape
+from tasks.prune.stream import Anatomy, examine_anatomy
+from tasks.prune.units import Kept, Sublayer, Units, list_sublayers
 
 FIT_PER_SCORED = 2
 """Windows that a sub-model is repaired on, per window that it is scored on."""
@@ -42,25 +45,35 @@ class Work:
 
 
 class Bench(NamedTuple):
-    """A worker's state: the model and the calibration windows."""
+    """A worker's state: the model, its units, and the calibration windows."""
 
     work: Work
     model: Any
-    sublayers: list[Sublayer]
+    shape: Shape
+    groups: list[Units]
+    anatomy: Anatomy
     ids_WS: torch.Tensor
+
+    @property
+    def sublayers(self) -> list[Sublayer]:
+        return list_sublayers(self.groups)
 
 
 class Choice(NamedTuple):
-    """The criterion's opinion, and how many units of each sublayer stay."""
+    """The criterion's opinion, and how many units of each group stay."""
 
     importance: list[NDArray[np.float64]]
     num_kept: list[int]
+    fixed: list[bool]
+    """Groups in which the criterion decides alone: all sub-models have its choice."""
 
     def best(self) -> Kept:
         return choose_best(self.importance, self.num_kept)
 
     def draw(self, seed: int, number: int) -> Kept:
-        return draw_submodel(self.importance, self.num_kept, seed, number)
+        drawn = draw_submodel(self.importance, self.num_kept, seed, number)
+        pairs = zip(self.fixed, self.best(), drawn, strict=True)
+        return [best if fixed else other for fixed, best, other in pairs]
 
 
 class SweepUnit(NamedTuple):
@@ -81,7 +94,20 @@ def build_bench(work: Work) -> Bench:
         options["num_windows"],
         options["window"],
     )
-    return Bench(work, model, find_sublayers(model), ids)
+    return set_up(work, model, ids)
+
+
+def set_up(work: Work, model: Any, ids_WS: torch.Tensor) -> Bench:
+    """Find the shape to cut to, and the units.
+
+    Raises:
+        ValueError: the model cannot be cut to it.
+    """
+    remote = work.options["trust_remote_code"]
+    shape = choose_shape(model, work.options, work.options["alignment"], remote)
+    groups = find_units(model, shape.num_kept, remote)
+    anatomy = examine_anatomy(model, list_sublayers(groups), ids_WS[0])
+    return Bench(work, model, shape, groups, anatomy, ids_WS)
 
 
 def cut_units(choice: Choice, options: dict[str, Any]) -> list[SweepUnit]:
@@ -125,11 +151,13 @@ def score_unit(bench: Bench, unit: SweepUnit) -> bytes:
     losses: list[float] = []
     if options["repair"]:
         for first in range(0, len(submodels), SUBMODELS_PER_PASS):
-            group = submodels[first : first + SUBMODELS_PER_PASS]
-            _, scores = repair_submodels(bench.model, bench.sublayers, group, fit_ids, score_ids)
+            cuts = submodels[first : first + SUBMODELS_PER_PASS]
+            _, scores = repair_submodels(
+                bench.model, bench.groups, bench.anatomy, cuts, fit_ids, score_ids
+            )
             losses += scores
     else:
         for kept in submodels:
-            with masked(bench.model, bench.sublayers, kept):
+            with masked(bench.model, bench.groups, kept):
                 losses.append(measure_loss(bench.model, score_ids))
     return json.dumps([-loss for loss in losses]).encode()

@@ -1,14 +1,44 @@
-"""What a criterion may look at: a sublayer's weights, and how strongly its writer is driven."""
+"""What a criterion may look at: the dense model, calibration windows, and what they share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 
 from tasks.prune.loss import measure_loss
-from tasks.prune.masking import visited
-from tasks.prune.units import Sublayer
+from tasks.prune.units import NAMES, Sublayer, Units, list_sublayers, weights_by_unit
+
+
+class Calibrated(NamedTuple):
+    """The dense model, and what a pass of the calibration windows through it has shown."""
+
+    model: Any
+    groups: Sequence[Units]
+    ids_WS: torch.Tensor
+    num_kept: list[int]
+    """Units that will stay, per group."""
+    input_norms: list[torch.Tensor]
+    """Per sublayer with units, the L2 norm [width] of each of the writer's inputs over all
+    tokens; groups of other kinds are left out."""
+
+    @property
+    def sublayers(self) -> list[Sublayer]:
+        """The groups, where all of them are KV groups or FFN neurons.
+
+        Raises:
+            ValueError: there are units of another kind, whose inputs nobody measures.
+        """
+        for group in self.groups:
+            if not isinstance(group, Sublayer):
+                raise ValueError(
+                    "this criterion measures the inputs of KV groups and FFN neurons, got "
+                    f"{NAMES[group.kind]}; choose ablation, magnitude, random or taylor, or "
+                    "block_influence for layers"
+                )
+        return list_sublayers(self.groups)
 
 
 class UnitStatistics(NamedTuple):
@@ -22,6 +52,14 @@ class UnitStatistics(NamedTuple):
     """[num_units, unit_width]: L2 norm of the writer's inputs over all calibration tokens."""
 
 
+def calibrate(
+    model: Any, groups: Sequence[Units], ids_WS: torch.Tensor, num_kept: list[int]
+) -> tuple[Calibrated, float]:
+    """Run the windows through the model once; return also its loss in nats/token."""
+    norms, nats = measure_inputs(model, list_sublayers(groups), ids_WS)
+    return Calibrated(model, groups, ids_WS, num_kept, norms), nats
+
+
 def measure_inputs(
     model: Any, sublayers: list[Sublayer], ids_WS: torch.Tensor
 ) -> tuple[list[torch.Tensor], float]:
@@ -33,24 +71,77 @@ def measure_inputs(
     """
     squares = [torch.zeros(()) for _ in sublayers]
 
-    def visit(position: int, x: torch.Tensor, _stream: torch.Tensor, _output: torch.Tensor) -> None:
+    def add(position: int, x: torch.Tensor) -> None:
         squares[position] = squares[position].to(x) + x.flatten(0, -2).square().sum(0)
 
-    with visited(model, sublayers, visit):
+    with observed(model, sublayers, add):
         nats = measure_loss(model, ids_WS)
     return [total.sqrt() for total in squares], nats
 
 
-def describe_units(model: Any, sublayer: Sublayer, input_norm: torch.Tensor) -> UnitStatistics:
-    """Sort a sublayer's weights by unit; the readers' are copied."""
-    num_units = sublayer.num_units
-    readers = [
-        model.get_submodule(path).weight.detach().view(num_units, rows, -1)
-        for path, rows in sublayer.readers
+@contextmanager
+def observed(
+    model: Any, sublayers: list[Sublayer], see: Callable[[int, torch.Tensor], None]
+) -> Iterator[None]:
+    """Show every writer's input [..., width] and its sublayer's position, as it comes by."""
+
+    def hook(position: int) -> Callable[..., None]:
+        return lambda _, inputs, __: see(position, inputs[0])
+
+    writers = [model.get_submodule(sublayer.writer) for sublayer in sublayers]
+    handles = [writer.register_forward_hook(hook(i)) for i, writer in enumerate(writers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def describe_units(calibrated: Calibrated) -> list[UnitStatistics]:
+    """Sort each sublayer's weights by unit; the readers' are copied.
+
+    Raises:
+        ValueError: there are units of another kind than KV groups and FFN neurons.
+    """
+    return [
+        UnitStatistics(
+            *weights_by_unit(calibrated.model, sublayer),
+            norm.view(sublayer.num_units, sublayer.unit_width),
+        )
+        for sublayer, norm in zip(calibrated.sublayers, calibrated.input_norms, strict=True)
     ]
-    writer = model.get_submodule(sublayer.writer).weight.detach()
-    return UnitStatistics(
-        readers_UrD=torch.cat(readers, dim=1),
-        writer_UwD=writer.T.reshape(num_units, sublayer.unit_width, -1),
-        input_norm_Uw=input_norm.view(num_units, sublayer.unit_width),
+
+
+def owned_parameters(model: Any, group: Units) -> list[str]:
+    """Return the names of all parameters of which the group's units own a part."""
+    if group.slices:
+        return [part.name for part in group.slices]
+    assert not isinstance(group, Sublayer)
+    paths = [(path, model.get_submodule(path)) for path in group.paths]
+    return [f"{path}.{name}" for path, module in paths for name, _ in module.named_parameters()]
+
+
+def sum_by_unit(
+    group: Units, names: list[str], values: Callable[[str], torch.Tensor]
+) -> torch.Tensor:
+    """Sum over what each unit owns, [num_units].
+
+    Args:
+        names: `owned_parameters` of the group.
+        values: Returns, for a parameter's name, numbers of the parameter's shape.
+    """
+    if group.slices:
+        total = torch.zeros(())
+        for part in group.slices:
+            entries = values(part.name).movedim(part.dim, 0)
+            owned = entries[part.start : part.start + group.num_units * part.width]
+            sums = owned.reshape(group.num_units, -1).sum(1)
+            total = total.to(sums) + sums
+        return total
+    assert not isinstance(group, Sublayer)
+    return torch.stack(
+        [
+            torch.stack([values(n).sum() for n in names if n.startswith(f"{path}.")]).sum()
+            for path in group.paths
+        ]
     )

@@ -10,15 +10,18 @@ from hypothesis import strategies as st
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    Gemma2Config,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
     Olmo2Config,
     OPTConfig,
+    Qwen3MoeConfig,
 )
 
-from tasks.prune.shape import Matrices, Shape, check_prunable, choose_shape, choose_widths, removed
-from tasks.prune.stock_config import empty_model
+from tasks.prune.shape import Shape, check_prunable, choose_shape
+from tasks.prune.stock_class import empty_model
+from tasks.prune.widths import Matrices, choose_widths, removed
 from tasks.recipe import PruneOptions
 
 
@@ -112,6 +115,7 @@ def test_every_kept_width_obeys_the_alignment(
 
 SMALL = {"vocab_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 NO_HEADS = {
+    "gpt2": GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_inner=64),
     "opt": OPTConfig(**SMALL, hidden_size=32, ffn_dim=64, word_embed_proj_dim=32),
     "gpt_neox": GPTNeoXConfig(**SMALL, hidden_size=32, intermediate_size=64),
     "olmo2": Olmo2Config(
@@ -124,16 +128,47 @@ NO_HEADS = {
 def test_families_that_cannot_give_up_heads_say_what_they_can(family: str) -> None:
     model = empty_model(NO_HEADS[family])
     for sparsity in (0.5, {"ffn": 0.5, "kv_groups": 0.5}):
-        with pytest.raises(ValueError, match=rf"{family} cannot give up KV groups.*\{{ffn: 0.5\}}"):
+        with pytest.raises(ValueError, match=rf"{family} cannot give up KV groups.*\{{ffn: 0.5, "):
             choose_shape(model, options(sparsity), 1)
     shape = choose_shape(model, options({"ffn": 0.5}), 1)
     assert shape.num_kept["ffn"] == 32
 
 
-def test_a_family_without_units_is_refused() -> None:
+def test_a_kind_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"llama cannot give up experts .found no experts.*ffn"):
+        choose_shape(llama(), options({"experts": 0.5}), 1)
+
+
+def test_a_width_that_the_config_leaves_open() -> None:
+    """GPT-2's FFN is four times as wide as the stream unless the config says otherwise."""
     model = empty_model(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4))
-    with pytest.raises(ValueError, match="gpt2 cannot give up KV groups or FFN"):
-        choose_shape(model, options(0.5), 1)
+    shape = choose_shape(model, options({"ffn": 0.25}), 1)
+    assert shape.num_kept["ffn"] == shape.config.n_inner == 96
+
+
+def test_layers_and_hidden_dimensions_multiply() -> None:
+    model = llama(num_hidden_layers=4)
+    shape = choose_shape(model, options({"layers": 0.3, "hidden": 0.5}, allow_rounding=True), 32)
+    assert shape.num_kept == {"kv_groups": 3, "ffn": 512, "hidden": 96, "layers": 3}
+    assert shape.got == {"kv_groups": 0, "ffn": 0, "hidden": 0.5, "layers": 0.25, "all": 0.625}
+    assert (shape.config.num_hidden_layers, shape.config.hidden_size) == (3, 96)
+    assert shape.config.head_dim == 32
+
+
+def test_the_hidden_size_is_aligned_and_one_that_the_config_takes() -> None:
+    assert shape_of({"hidden": 0.4}, alignment=32, allow_rounding=True).num_kept["hidden"] == 128
+    gemma = empty_model(
+        Gemma2Config(**SMALL, hidden_size=32, intermediate_size=64, num_key_value_heads=2)
+    )
+    shape = choose_shape(gemma, options({"hidden": 0.4}, allow_rounding=True), 1)
+    assert shape.num_kept["hidden"] == 20  # 19 is no multiple of 4 heads
+
+
+def test_at_least_as_many_experts_stay_as_a_token_needs() -> None:
+    sizes = {"hidden_size": 32, "moe_intermediate_size": 16, "num_experts": 8}
+    model = empty_model(Qwen3MoeConfig(**SMALL, **sizes, num_experts_per_tok=4))
+    shape = choose_shape(model, options({"experts": 0.9}, allow_rounding=True), 1)
+    assert shape.num_kept["experts"] == shape.config.num_experts == 4
 
 
 def test_biases_rule_out_mistral() -> None:
@@ -145,7 +180,7 @@ def test_biases_rule_out_mistral() -> None:
         head_dim=8,
         attention_bias=True,
     )
-    with pytest.raises(ValueError, match=r"hidden size \(32\) is not a multiple.*\{ffn: 0.5\}"):
+    with pytest.raises(ValueError, match=r"hidden size \(32\) is not a multiple.*\{ffn: 0.5, "):
         choose_shape(model, options({"ffn": 0.5, "kv_groups": 0.25}), 1)
 
 

@@ -1,11 +1,30 @@
-"""The size of a unit's weights alone; a baseline that needs no calibration text."""
+"""The size of a unit's weights alone; a baseline that looks at no text."""
+
+from typing import Literal
 
 import torch
 
-from tasks.prune.unit_statistics import UnitStatistics
+from tasks.prune.unit_statistics import Calibrated, owned_parameters, sum_by_unit
 
 
-def score(statistics: UnitStatistics) -> torch.Tensor:
-    """Return the L2 norm [num_units] of all weights that a unit owns."""
-    readers = statistics.readers_UrD.square().sum((1, 2))
-    return (readers + statistics.writer_UwD.square().sum((1, 2))).sqrt()
+def score(
+    calibrated: Calibrated, *, scope: Literal["global", "layer"] = "global"
+) -> list[torch.Tensor]:
+    """Return the L2 norm [num_units] of all weights that a unit owns, per group.
+
+    Args:
+        scope: `layer` divides by the group's mean, so that units compare with their neighbours
+            only; `global` leaves layers with large weights ahead of others. The two rank the
+            units of one sublayer alike.
+    """
+    model = calibrated.model
+
+    def squares(name: str) -> torch.Tensor:
+        weight: torch.Tensor = model.get_parameter(name).detach()
+        return weight.square()
+
+    norms = [
+        sum_by_unit(group, owned_parameters(model, group), squares).sqrt()
+        for group in calibrated.groups
+    ]
+    return norms if scope == "global" else [norm / norm.mean() for norm in norms]
