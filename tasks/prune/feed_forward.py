@@ -13,6 +13,11 @@ from tasks.prune.least_squares import Affine
 Activation = Callable[..., torch.Tensor]
 """What the outputs of the readers, one or two [..., width], become element by element."""
 
+CURVATURE_TOKENS = 4096
+"""Of more tokens than this, the curvature is taken from a part: down to every fourth token. The
+loss and its gradient are always taken from all."""
+LARGEST_STEP = 4
+
 
 class FeedForward(NamedTuple):
     """writer(activation(reader(x), ...))."""
@@ -62,6 +67,13 @@ class Jacobian(NamedTuple):
     slopes_TF: list[torch.Tensor]
     """Derivative of the writer's inputs by each reader's outputs."""
 
+    def some(self, tokens: slice) -> Jacobian:
+        return self._replace(
+            x_TI=self.x_TI[tokens].contiguous(),
+            inner_TF=self.inner_TF[tokens].contiguous(),
+            slopes_TF=[slope_TF[tokens].contiguous() for slope_TF in self.slopes_TF],
+        )
+
     def outputs(self) -> torch.Tensor:
         return self.sublayer.writer(self.inner_TF)
 
@@ -109,6 +121,11 @@ class Jacobian(NamedTuple):
         return torch.cat([product, column], 1)
 
 
+def curvature_tokens(num_tokens: int) -> slice:
+    """Return the tokens that the curvature is taken from."""
+    return slice(0, None, min(max(num_tokens // CURVATURE_TOKENS, 1), LARGEST_STEP))
+
+
 class StreamFit(NamedTuple):
     """Weighted squared error of a feed-forward sublayer's outputs; a problem for `minimise`."""
 
@@ -122,12 +139,11 @@ class StreamFit(NamedTuple):
 
     def linearise(self, sublayer: FeedForward) -> Linearised:
         jacobian = sublayer.linearise(self.x_TI)
-        scale_T1 = self.weight_T[:, None]
+        error_TD = self.weight_T[:, None] * (jacobian.outputs() - self.target_TD)
+        tokens = curvature_tokens(len(self.x_TI))
+        part, weight_T = jacobian.some(tokens), tokens.step * self.weight_T[tokens]
 
         def curvature(direction: Parameters) -> Parameters:
-            return jacobian.transposed(scale_T1 * jacobian.forward(direction))
+            return part.transposed(weight_T[:, None] * part.forward(direction))
 
-        error_TD = jacobian.outputs() - self.target_TD
-        return Linearised(
-            jacobian.transposed(scale_T1 * error_TD), curvature, jacobian.diagonal(self.weight_T)
-        )
+        return Linearised(jacobian.transposed(error_TD), curvature, part.diagonal(weight_T))

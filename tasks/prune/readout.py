@@ -14,13 +14,11 @@ from typing import NamedTuple
 
 import torch
 
-from tasks.prune.feed_forward import FeedForward
+from tasks.prune.feed_forward import FeedForward, curvature_tokens
 from tasks.prune.gauss_newton import Linearised, Parameters
 from tasks.prune.least_squares import Affine
 
 LOGITS_PER_CHUNK = 2**23
-CURVATURE_SHARE = 4
-"""The curvature is taken from every fourth token, the loss and its gradient from all."""
 
 
 class Readout(NamedTuple):
@@ -56,13 +54,8 @@ class Readout(NamedTuple):
             (gradient_TD[rows],) = pull(error.to(normed_TD) @ self.head.weight_OI)
         gradient = jacobian.transposed(gradient_TD / len(after_TD))
 
-        some = torch.arange(0, len(after_TD), CURVATURE_SHARE)
-        few_TD = after_TD[some]
-        part = jacobian._replace(
-            x_TI=self.x_TI[some],
-            inner_TF=jacobian.inner_TF[some],
-            slopes_TF=[slope[some] for slope in jacobian.slopes_TF],
-        )
+        tokens = curvature_tokens(len(after_TD))
+        part, few_TD = jacobian.some(tokens), after_TD[tokens]
 
         def curvature(direction: Parameters) -> Parameters:
             change_TD = part.forward(direction)

@@ -51,6 +51,8 @@ def repair_submodels(
     fit_ids_FS: torch.Tensor,
     score_ids_NS: torch.Tensor | None = None,
     refine: int = 0,
+    keep_weights: bool = True,
+    score: Callable[[torch.Tensor, torch.Tensor], float] = loss_nats,
 ) -> tuple[list[Repaired], list[float]]:
     """Repair sub-models on `fit_ids` and score what comes out on `score_ids`; the model stays.
 
@@ -60,15 +62,17 @@ def repair_submodels(
     Args:
         groups: All groups of units that there are, also those that are kept whole.
         refine: Levenberg-Marquardt steps per feed-forward sublayer.
+        keep_weights: False frees them as soon as the pass has used them.
+        score: Called with a sub-model's logits [N, S, vocabulary] and `score_ids`.
 
     Returns:
-        Per sub-model its weights, and its loss in nats/token (nothing without `score_ids`).
+        Per sub-model its weights, and its score (nothing without `score_ids`).
     """
     parts = [fit_ids_FS] if score_ids_NS is None else [fit_ids_FS, score_ids_NS]
     batch = torch.cat([fit_ids_FS, *(parts * len(submodels))])
     num_fit, num_score = len(fit_ids_FS), sum(map(len, parts[1:]))
     sublayers = list_sublayers(groups)
-    visitor = _Repair(model, groups, anatomy, submodels, num_fit, num_score, refine)
+    visitor = _Repair(model, groups, anatomy, submodels, num_fit, num_score, refine, keep_weights)
     shared = [(g, mask) for g, mask in zip(groups, submodels[0], strict=True) if g.kind in SHARED]
 
     rows_of_one = [False] * num_fit + [True] * num_score
@@ -87,8 +91,8 @@ def repair_submodels(
         handle.remove()
     if score_ids_NS is None:
         return visitor.repaired, []
-    losses = [loss_nats(part, score_ids_NS) for part in torch.split(logits, num_score)]
-    return visitor.repaired, losses
+    scores = [score(part, score_ids_NS) for part in torch.split(logits, num_score)]
+    return visitor.repaired, scores
 
 
 @contextmanager
@@ -127,8 +131,10 @@ class _Repair:
         num_fit: int,
         num_score: int,
         refine: int,
+        keep_weights: bool,
     ) -> None:
-        self.model, self.anatomy, self.refine = model, anatomy, refine
+        self.model, self.anatomy = model, anatomy
+        self.refine, self.keep_weights = refine, keep_weights
         self.sublayers, self.num_fit = list_sublayers(groups), num_fit
         self.submodels = [
             [mask for group, mask in zip(groups, kept, strict=True) if isinstance(group, Sublayer)]
@@ -212,6 +218,8 @@ class _Repair:
             else:
                 output[rows] = writer(kept)
             repaired[sublayer.writer] = spread(writer, columns)
+            if not self.keep_weights:
+                repaired.clear()
         return output
 
     def refit(

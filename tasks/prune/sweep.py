@@ -8,8 +8,11 @@ stands above its neighbours tells how much the criterion is worth.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,13 +23,16 @@ from numpy.typing import NDArray
 from tasks.corpus.text import calibration_windows
 from tasks.models.checkpoint import load_model, load_tokenizer
 from tasks.prune.groups import find_units
-from tasks.prune.loss import measure_loss
+from tasks.prune.loss import BATCH_WINDOWS, predict
 from tasks.prune.masking import masked
 from tasks.prune.repair import repair_submodels
 from tasks.prune.sampling import choose_best, draw_submodel
 from tasks.prune.shape import Shape, choose_shape
 from tasks.prune.stream import Anatomy, examine_anatomy
 from tasks.prune.units import Kept, Sublayer, Units, list_sublayers
+from tasks.prune.utility import load_utility, measure_utility
+
+Array = NDArray[np.int64]
 
 FIT_PER_SCORED = 2
 """Windows that a sub-model is repaired on, per window that it is scored on."""
@@ -139,25 +145,55 @@ def check_windows(options: dict[str, Any]) -> None:
         )
 
 
+def choose_windows(unit: int, total: int, num_scored: int, seed: int) -> tuple[Array, Array]:
+    """Choose a unit of work's windows: those to score on, and FIT_PER_SCORED times as many others.
+
+    The calibration text is shuffled and dealt out: units that follow each other score on different
+    windows (shards) until the text is used up, and it is shuffled again.
+    """
+    num_shards = total // num_scored
+    pack, place = divmod(unit, num_shards)
+    dealt = np.random.default_rng([seed, pack, 1]).permutation(total)
+    begin, end = place * num_scored, (place + 1) * num_scored
+    others = np.concatenate([dealt[:begin], dealt[end:]])
+    to_fit = np.random.default_rng([seed, unit, 2]).permutation(others)
+    return dealt[begin:end], to_fit[: num_scored * FIT_PER_SCORED]
+
+
 def score_unit(bench: Bench, unit: SweepUnit) -> bytes:
-    """Score a unit's sub-models; return JSON, their utilities (negative nats/token) in order."""
+    """Score a unit's sub-models.
+
+    Returns:
+        JSON, their utilities in order; null where the utility is no finite number.
+    """
     options = bench.work.options
+    utility = load_utility(options["utility"])
     submodels = list_submodels(unit, options["seed"])
-    rng = np.random.default_rng([options["seed"], unit.number, 1])
-    order = torch.from_numpy(rng.permutation(len(bench.ids_WS)))
-    num_scored = options["windows_per_submodel"]
-    score_ids = bench.ids_WS[order[:num_scored]]
-    fit_ids = bench.ids_WS[order[num_scored : num_scored * (1 + FIT_PER_SCORED)]]
-    losses: list[float] = []
+    windows = choose_windows(
+        unit.number, len(bench.ids_WS), options["windows_per_submodel"], options["seed"]
+    )
+    score_ids, fit_ids = (bench.ids_WS[torch.from_numpy(chosen)] for chosen in windows)
+    dense = None
+    if utility.needs_dense:
+        dense = torch.cat([logits for _, logits in predict(bench.model, score_ids)])
+    utilities: list[float] = []
     if options["repair"]:
         for first in range(0, len(submodels), SUBMODELS_PER_PASS):
             cuts = submodels[first : first + SUBMODELS_PER_PASS]
             _, scores = repair_submodels(
-                bench.model, bench.groups, bench.anatomy, cuts, fit_ids, score_ids
+                bench.model,
+                bench.groups,
+                bench.anatomy,
+                cuts,
+                fit_ids,
+                score_ids,
+                keep_weights=False,
+                score=partial(utility, dense_NSV=dense),
             )
-            losses += scores
+            utilities += scores
     else:
         for kept in submodels:
+            batches = repeat(None) if dense is None else torch.split(dense, BATCH_WINDOWS)
             with masked(bench.model, bench.groups, kept):
-                losses.append(measure_loss(bench.model, score_ids))
-    return json.dumps([-loss for loss in losses]).encode()
+                utilities.append(measure_utility(bench.model, score_ids, utility, batches))
+    return json.dumps([value if math.isfinite(value) else None for value in utilities]).encode()

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tasks.prune.feed_forward import FeedForward, StreamFit
+from tasks.prune import feed_forward
+from tasks.prune.feed_forward import LARGEST_STEP, FeedForward, StreamFit
 from tasks.prune.gauss_newton import Parameters, minimise
 from tasks.prune.least_squares import Affine, Inputs, eliminate
-from tasks.prune.readout import CURVATURE_SHARE, Readout
+from tasks.prune.readout import Readout
 
 
 @pytest.fixture(autouse=True)
@@ -131,9 +132,12 @@ def make_readout(sublayer: FeedForward, num_tokens: int) -> Readout:
     return Readout(x, before, random(num_tokens, 4), norm, head)
 
 
-def test_the_readouts_loss_gradient_and_curvature_are_those_of_the_kl() -> None:
+def test_the_readouts_loss_gradient_and_curvature_are_those_of_the_kl(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(feed_forward, "CURVATURE_TOKENS", 1)
     sublayer = make_sublayer(True, True)
-    readout = make_readout(sublayer, 3 * CURVATURE_SHARE)
+    readout = make_readout(sublayer, 3 * LARGEST_STEP)
     parameters = sublayer.parameters()
 
     def logits(*p: torch.Tensor) -> torch.Tensor:
@@ -158,7 +162,7 @@ def test_the_readouts_loss_gradient_and_curvature_are_those_of_the_kl() -> None:
     q = logits(*parameters).softmax(-1)
     curved = q * (pushed - (q * pushed).sum(-1, keepdim=True))
     some = torch.zeros(len(q), 1, dtype=torch.float64)
-    some[::CURVATURE_SHARE] = CURVATURE_SHARE / len(q)
+    some[::LARGEST_STEP] = LARGEST_STEP / len(q)
     _, pull, *_ = torch.func.vjp(logits, *parameters)
     close(around.curvature(direction), list(pull(some * curved)))
 
