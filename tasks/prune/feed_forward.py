@@ -133,6 +133,9 @@ class StreamFit(NamedTuple):
     target_TD: torch.Tensor
     weight_T: torch.Tensor
 
+    def tokens(self, part: slice) -> StreamFit:
+        return StreamFit(self.x_TI[part], self.target_TD[part], self.weight_T[part])
+
     def loss(self, sublayer: FeedForward) -> float:
         error_TD = sublayer(self.x_TI) - self.target_TD
         return float((self.weight_T @ error_TD.square()).sum()) / 2

@@ -55,16 +55,23 @@ class Problem(Protocol[Fitted]):
     def linearise(self, model: Fitted) -> Linearised: ...
 
 
-def minimise(problem: Problem[AnyModel], model: AnyModel, num_iterations: int) -> AnyModel:
-    """Return a model with a smaller loss, or the same one where no step makes it smaller."""
-    damping, loss = DAMPING, problem.loss(model)
+def minimise(
+    problem: Problem[AnyModel], check: Problem[AnyModel], model: AnyModel, num_iterations: int
+) -> AnyModel:
+    """Return a model with a smaller loss, or the same one where no step makes it smaller.
+
+    Args:
+        problem: What the steps are made for.
+        check: The same on other data; a step is as long as it makes this loss smaller.
+    """
+    damping, loss = DAMPING, check.loss(model)
     for _ in range(num_iterations):
         step = solve_step(problem.linearise(model), damping)
         length = 1.0
         while length >= SMALLEST_STEP:
             moved = zip(model.parameters(), step, strict=True)
             tried = model.with_parameters([p + length * s for p, s in moved])
-            if (reached := problem.loss(tried)) < loss:
+            if (reached := check.loss(tried)) < loss:
                 model, loss = tried, reached
                 break
             length /= 2

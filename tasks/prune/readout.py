@@ -34,6 +34,13 @@ class Readout(NamedTuple):
     head: Affine
     """[vocabulary, hidden]"""
 
+    def tokens(self, part: slice) -> Readout:
+        return self._replace(
+            x_TI=self.x_TI[part],
+            before_TD=self.before_TD[part],
+            dense_TD=self.dense_TD[part],
+        )
+
     def loss(self, sublayer: FeedForward) -> float:
         after_TD = self.before_TD + sublayer(self.x_TI)
         total = 0.0

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,10 @@ from tasks.prune.masking import masked
 from tasks.prune.readout import Readout
 from tasks.prune.stream import Anatomy, affine, reader_paths, watched
 from tasks.prune.units import Kept, Sublayer, Units, find_layers, list_sublayers
+
+CHECKED = 8
+"""Of the fitted windows, one in so many is kept back to see how far a step should go."""
+AnyFit = TypeVar("AnyFit", StreamFit, Readout)
 
 SHARED = ("hidden", "experts")
 """Kinds of which all rows of a batch have the same units."""
@@ -230,12 +234,18 @@ class _Repair:
         before_TD: torch.Tensor,
         after_TD: torch.Tensor,
     ) -> FeedForward:
-        sublayer = minimise(fit, sublayer, self.refine)
+        sublayer = minimise(*divided(fit), sublayer, self.refine)
         head = self.anatomy.head
         if head and position == len(self.sublayers) - 1:
             readout = Readout(fit.x_TI, before_TD, after_TD, head.norm, head.linear)
-            sublayer = minimise(readout, sublayer, self.refine)
+            sublayer = minimise(*divided(readout), sublayer, self.refine)
         return sublayer
+
+
+def divided(problem: AnyFit) -> tuple[AnyFit, AnyFit]:
+    """Part a fit into what steps are made for and what they are checked on, the last windows."""
+    last = len(problem.x_TI) - len(problem.x_TI) // CHECKED
+    return problem.tokens(slice(0, last)), problem.tokens(slice(last, None))
 
 
 def as_tensors(model: Any, repaired: Repaired) -> dict[str, torch.Tensor]:

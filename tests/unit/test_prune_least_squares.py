@@ -120,7 +120,7 @@ def test_levenberg_marquardt_recovers_a_planted_sublayer(gated: bool) -> None:
     planted, x = make_sublayer(gated, True), random(200, 5)
     fit = StreamFit(x, planted(x), torch.ones(200, dtype=torch.float64))
     start = planted.with_parameters([p + 0.1 * torch.randn_like(p) for p in planted.parameters()])
-    losses = [fit.loss(minimise(fit, start, steps)) for steps in (0, 2, 20)]
+    losses = [fit.loss(minimise(fit, fit, start, steps)) for steps in (0, 2, 20)]
     assert losses[1] < 0.2 * losses[0]
     assert losses[2] < 1e-4 * losses[0]
 
@@ -170,4 +170,13 @@ def test_the_readouts_loss_gradient_and_curvature_are_those_of_the_kl(
 def test_the_readout_comes_nearer_to_the_dense_distribution() -> None:
     sublayer = make_sublayer(True, False)
     readout = make_readout(sublayer, 200)
-    assert readout.loss(minimise(readout, sublayer, 5)) < 0.8 * readout.loss(sublayer)
+    assert readout.loss(minimise(readout, readout, sublayer, 5)) < 0.8 * readout.loss(sublayer)
+
+
+def test_a_step_goes_no_further_than_other_data_bears_out() -> None:
+    planted, x = make_sublayer(True, True), random(40, 5)
+    noisy = planted(x) + 3 * random(40, 4)
+    fit = StreamFit(x[:20], noisy[:20], torch.ones(20, dtype=torch.float64))
+    check = StreamFit(x[20:], noisy[20:], torch.ones(20, dtype=torch.float64))
+    checked = minimise(fit, check, planted, 10)
+    assert check.loss(checked) <= check.loss(planted) < check.loss(minimise(fit, fit, planted, 10))

@@ -31,6 +31,8 @@ from tests.benchmarks.prune.unstructured import UNSTRUCTURED
 PRIOR: str = PruneOptions.model_fields["criterion"].default.name
 OFTEN = ("activation_norm", "bonsai")
 """Criteria measured with every seed on the larger models, too."""
+REPAIRED = ("activation_norm", "random", "taylor")
+"""Criteria that are also measured with our repair."""
 NOTES = {"taylor": "needs gradients"}
 
 
@@ -53,7 +55,7 @@ def list_methods(scale: Scale) -> Iterator[Method]:
         criterion = {"name": name, "options": tuned.get(name, {})}
         alone = {"method": "criterion", "criterion": criterion, "repair": False}
         yield Method(name, alone, NOTES.get(name, ""), often=name in OFTEN)
-        if name != PRIOR:
+        if name in REPAIRED:
             repaired = alone | {"repair": True}
             yield Method(f"{name} + our repair", repaired, NOTES.get(name, ""), often=False)
     yield Method("layer dropping (block influence)", {}, "stops at what it reaches", often=False)
@@ -75,7 +77,8 @@ def tabulate(cells: Cells, subject: Subject, percent: int, scale: Scale) -> Tabl
     dense = cells.compute(subject.name, "dense", measure=lambda: {"nats": measure()})["nats"]
     rows, shapes = [], set()
     for method in list_methods(scale):
-        often = method.often or len(subject.shapes) > 1
+        small = len(subject.shapes) > 1 and "our repair" not in method.name
+        often = method.often or small
         found = [
             cells.compute(
                 subject.name,

@@ -31,7 +31,7 @@ class Scale(NamedTuple):
 
 FULL = Scale(
     name="full",
-    num_windows=128,
+    num_windows=280,
     heldout_windows=None,
     seeds=(0, 1, 2),
     prune={},
