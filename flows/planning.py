@@ -9,6 +9,7 @@ from infra.storage import Store
 from tasks.inputs import Inputs
 from tasks.recipe import Recipe
 from tasks.records import ModelRef, Record
+from tasks.report.wording import describe_amount
 from tasks.stage import Stage, read_completion
 
 UNKNOWN = "unknown"
@@ -27,6 +28,8 @@ class PlannedStage(Record):
     """`follows`: it depends on a stage to compute, so its key is not known yet."""
     seconds: float | None
     """Measured when it was computed; estimated else; None where there is nothing to go by."""
+    note: str = ""
+    """Of a prune step, the shape that it cut to, or what the run will solve it for."""
 
 
 class WeightBytes(Record):
@@ -50,11 +53,16 @@ def make_plan(recipe: Recipe, inputs: Inputs, store: Store) -> Plan:
         known = all(record.digest != UNKNOWN for record in stage.inputs.values())
         done = read_completion(store, stage) if known else None
         if done:
-            planned.append(PlannedStage(title=title, outcome="cached", seconds=done.seconds))
+            shape = str(done.record.get("facts", {}).get("shape", ""))
+            note = shape if stage.name == "prune" else ""
+            planned.append(
+                PlannedStage(title=title, outcome="cached", seconds=done.seconds, note=note)
+            )
             return record_type(**done.record)
         seconds = estimate_seconds(recipe, stage, inputs.teacher)
         outcome: Literal["to compute", "follows"] = "to compute" if known else "follows"
-        planned.append(PlannedStage(title=title, outcome=outcome, seconds=seconds))
+        note = foretell_shape(stage.options) if stage.name == "prune" else ""
+        planned.append(PlannedStage(title=title, outcome=outcome, seconds=seconds, note=note))
         return placeholder(record_type, inputs.teacher)
 
     compress(recipe, inputs, look_up, models=[])
@@ -63,6 +71,14 @@ def make_plan(recipe: Recipe, inputs: Inputs, store: Store) -> Plan:
         weights=[weight_bytes(inputs.teacher.num_parameters, bits) for bits in BITS],
         seconds_to_compute=sum(s.seconds or 0 for s in planned if s.outcome != "cached"),
     )
+
+
+def foretell_shape(options: dict[str, Any]) -> str:
+    """Say what is known of a prune step's shape from its options alone."""
+    amount = describe_amount(options)
+    if options["budget"]:
+        return f"{amount}; the shape is solved in the run"
+    return f"{amount}, {options['shape']} shape"
 
 
 def placeholder(record_type: type[Any], teacher: ModelRef) -> Any:
@@ -85,6 +101,10 @@ def estimate_seconds(recipe: Recipe, stage: Stage, teacher: ModelRef) -> float |
     elif stage.name == "prune":
         sweep = options["num_submodels"] * options["windows_per_submodel"] * options["window"]
         sweep *= 4 if options["repair"] else 1  # repaired on twice as many windows
+        if options["budget"]:  # four kinds at four levels, on all windows with the repair's
+            sweep += 16 * calibration_tokens
+        if options["shape"] != "uniform":  # about 30 layers of two sublayers at two widths
+            sweep += 120 * calibration_tokens
         operations = 2 * model.num_parameters * (sweep + 4 * calibration_tokens)
     elif stage.name == "distill":
         per_token = 6 * model.num_parameters + 2 * teacher.num_parameters

@@ -65,6 +65,7 @@ def examine(recipe: Recipe, quick: bool = False) -> list[Finding]:
         attempt("memory", lambda: check_memory(recipe, inputs)),
         attempt("training", lambda: check_training(recipe)),
         attempt("model", lambda: check_model(recipe, inputs, store)),
+        attempt("utility", lambda: check_utility(recipe)),
         attempt("shape", lambda: check_shape(recipe, inputs, store)),
     ]
     return findings
@@ -155,6 +156,16 @@ def check_model(recipe: Recipe, inputs: Inputs, store: Store) -> Finding:
     text = localize(store, inputs.calibration.uri)
     calibration_windows(text, tokenizer, recipe.calibration.num_windows, recipe.calibration.window)
     return Finding("ok", "model", f"{inputs.teacher.architecture}, {len(tokenizer):,} tokens")
+
+
+def check_utility(recipe: Recipe) -> Finding:
+    """Import what scores sub-models."""
+    from tasks.prune.utility import load_utility
+
+    names = sorted({step.prune.utility for step in recipe.steps if step.prune})
+    for name in names:
+        load_utility(name)
+    return Finding("ok", "utility", ", ".join(names) or "no prune step")
 
 
 def check_shape(recipe: Recipe, inputs: Inputs, store: Store) -> Finding:

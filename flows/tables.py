@@ -83,10 +83,11 @@ def print_plan(plan: Plan) -> None:
     table.add_column("stage")
     table.add_column("")
     table.add_column("time", justify="right")
+    table.add_column("")
     for stage in plan.stages:
         spent = "" if stage.seconds is None else format_seconds(stage.seconds)
         about = "" if stage.outcome == "cached" or not spent else "about "
-        table.add_row(stage.title, stage.outcome, about + spent)
+        table.add_row(stage.title, stage.outcome, about + spent, stage.note)
     out.print(table)
     out.print(f"\nto compute: about {format_seconds(plan.seconds_to_compute)}, by arithmetic alone")
     out.print("\nweights of the teacher")

@@ -37,10 +37,10 @@ def code_version(paths: list[Path]) -> str:
 def imported_files(path: Path) -> tuple[Path, ...]:
     """Return the files of ours that one source file imports, at its top or inside functions."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    return tuple(file for name in _imported_names(tree) if (file := module_file(name)))
+    return tuple(file for name in imported_names(tree) if (file := module_file(name)))
 
 
-def _imported_names(node: ast.AST) -> Iterator[str]:
+def imported_names(node: ast.AST) -> Iterator[str]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
             continue
@@ -49,7 +49,7 @@ def _imported_names(node: ast.AST) -> Iterator[str]:
         elif isinstance(child, ast.ImportFrom) and child.module:
             yield child.module
             yield from (f"{child.module}.{alias.name}" for alias in child.names)
-        yield from _imported_names(child)
+        yield from imported_names(child)
 
 
 def module_file(name: str) -> Path | None:

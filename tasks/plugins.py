@@ -21,6 +21,7 @@ KINDS = {
     "source": ("tasks/corpus/sources", "read"),
     "filter": ("tasks/corpus/filters", "keep"),
     "criterion": ("tasks/prune/criteria", "score"),
+    "utility": ("tasks/prune/utilities", "measure"),
     "initializer": ("tasks/models/initializers", "initialize"),
     "loss": ("tasks/distill/losses", "loss"),
     "method": ("tasks/quantize/methods", "quantize"),

@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from tasks.plugins import resolve_options, uri_options
+from tasks.outside_code import find_source, is_outside
+from tasks.plugins import plugin_names, resolve_options, uri_options
 from tasks.recipe import Export, Plugin, Recipe, Step
 
 
@@ -97,6 +98,17 @@ def resolve_uri(uri: str, folder: Path) -> str:
     return uri if "://" in uri else str((folder / uri).resolve())
 
 
+def check_utility(name: str) -> None:
+    """Find the file of a utility, without importing it."""
+    if is_outside(name):
+        find_source(name)
+    elif name not in plugin_names("utility"):
+        raise ValueError(
+            f"unknown utility {name!r}; choose from {plugin_names('utility')}, or name a function "
+            "of your own as package.module:function"
+        )
+
+
 def resolve(recipe: Recipe, folder: Path) -> Recipe:
     """Check every plugin, fill in its options, and make relative paths absolute."""
 
@@ -108,6 +120,7 @@ def resolve(recipe: Recipe, folder: Path) -> Recipe:
     def step(chosen: Step) -> Step:
         if chosen.prune:
             criterion = plugin("criterion", chosen.prune.criterion)
+            check_utility(chosen.prune.utility)
             prune = chosen.prune.model_copy(update={"criterion": criterion})
             return Step(prune=prune)
         assert chosen.distill

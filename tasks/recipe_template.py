@@ -21,7 +21,8 @@ corpus:
   block_tokens: 256
 
 steps:
-  # sparsity is the fraction removed; one number, or one per kind of unit.
+  # sparsity is the fraction removed; one number, or one per kind of unit. In its place,
+  # budget: {num_parameters: 40_000_000} (or bytes, or latency_ms) is solved for the best shape.
   - prune: {sparsity: {ffn: 0.5, kv_groups: 0.5}}
   - distill:
       losses:

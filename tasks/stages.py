@@ -4,6 +4,7 @@ A table of contents. Building a stage imports nothing heavy, so `plan` and a run
 is a hit never import torch or Ray. What says where, when or for whom (cluster, publish) stays out.
 """
 
+from tasks.outside_code import is_outside, source_digest
 from tasks.plugins import uri_options
 from tasks.recipe import DistillOptions, Export, PruneOptions, Recipe
 from tasks.records import CorpusRef, ModelRef, TextRef
@@ -56,6 +57,11 @@ def corpus_stage(recipe: Recipe, teacher: ModelRef, texts: dict[str, TextRef]) -
 def prune_stage(
     recipe: Recipe, options: PruneOptions, model: ModelRef, calibration: TextRef
 ) -> Stage:
+    utility = options.utility
+    timed = options.budget is not None and options.budget.latency_ms is not None
+    # A time is one machine's, so where it is measured enters the key.
+    where = {"device": device_kind(recipe), "threads": recipe.cluster.threads_per_worker}
+    code = {"utility_code": source_digest(utility)} if is_outside(utility) else {}
     return Stage(
         name="prune",
         entry="tasks.prune.pruning:prune",
@@ -66,9 +72,14 @@ def prune_stage(
             "num_windows": recipe.calibration.num_windows,
             "window": recipe.calibration.window,
             "trust_remote_code": recipe.teacher.trust_remote_code,
-        },
+        }
+        | code
+        | (where if timed else {}),
         inputs={"model": model, "calibration": calibration},
-        plugins=(("criterion", options.criterion.name),),
+        plugins=(
+            ("criterion", options.criterion.name),
+            *(() if is_outside(utility) else (("utility", utility),)),
+        ),
     )
 
 

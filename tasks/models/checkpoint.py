@@ -149,6 +149,10 @@ def save_model(model: Any, companions: Path, out: Path) -> None:
 
 
 def copy_companions(source: Path, out: Path) -> None:
+    """Copy what travels with the weights; a model's own code, too, where its config names it."""
+    if "auto_map" in load_config(source):
+        for path in source.glob("*.py"):
+            shutil.copyfile(path, out / path.name)
     for name in COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)

@@ -48,6 +48,32 @@ def mask_writer(
     ]
 
 
+@contextmanager
+def masked_side_by_side(
+    model: Any, sublayers: list[Sublayer], submodels: list[Kept], num_windows: int
+) -> Iterator[None]:
+    """Give each sub-model `num_windows` rows of the batch, one sub-model after the other."""
+
+    def hook(position: int) -> Callable[..., tuple[torch.Tensor]]:
+        masks = [sublayers[position].columns(kept[position]) for kept in submodels]
+        columns_N1C = torch.stack(masks).repeat_interleave(num_windows, dim=0)[:, None]
+
+        def silence(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+            x = inputs[0]
+            rows = x.view(len(columns_N1C), -1, x.shape[-1])  # opt has all tokens in one row
+            return ((rows * columns_N1C.to(x)).view_as(x),)
+
+        return silence
+
+    writers = [model.get_submodule(sublayer.writer) for sublayer in sublayers]
+    handles = [w.register_forward_pre_hook(hook(position)) for position, w in enumerate(writers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 MASKS: dict[str, Callable[[Any, Any, NDArray[np.bool_]], list[Callable[[], object]]]] = {
     "kv_groups": mask_writer,
     "ffn": mask_writer,

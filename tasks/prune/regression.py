@@ -157,6 +157,8 @@ def hold_out(
             masks[~left_out], utilities[~left_out], groups[~left_out], prior, spreads
         )
         chosen = left_out & counted
+        if not chosen.any():
+            continue
         prediction = masks[chosen] @ fitted.weights
         predicted.append(prediction - prediction.mean())
         measured.append(utilities[chosen] - utilities[chosen].mean())

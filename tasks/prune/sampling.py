@@ -1,11 +1,11 @@
 """Sub-models to try: random, near what the criterion would keep, in pairs that complement.
 
-Every sub-model has the final shape. In each sublayer a unit is kept with a probability that falls
-with its rank in the criterion's order, through 1/2 where the criterion would cut. Systematic
-sampling then keeps exactly the wanted number: the units stand in a row, each as long as its
-probability, and those are kept in which a comb of step 1 has a tooth. The comb moved by half a
-step gives the pair's second sub-model: at a density of 1/2 the exact complement, elsewhere the
-sub-model that shares as little with the first as the probabilities allow.
+Every sub-model that is drawn `near` has the final shape. In each sublayer a unit is kept with a
+probability that falls with its rank in the criterion's order, through 1/2 where the criterion
+would cut. Systematic sampling then keeps exactly the wanted number: the units stand in a row, each
+as long as its probability, and those are kept in which a comb of step 1 has a tooth. The comb
+moved by half a step gives the pair's second sub-model: at a density of 1/2 the exact complement,
+elsewhere the sub-model that shares as little with the first as the probabilities allow.
 
 Reference: Madow 1949, "On the theory of systematic sampling, II", Annals of Mathematical
 Statistics 20, for sampling with unequal probabilities.
@@ -75,10 +75,35 @@ def _teeth(row: NDArray[np.int64], ends: Array, offset: float) -> NDArray[np.boo
     return kept
 
 
-def draw_submodel(importance: list[Array], num_kept: list[int], seed: int, number: int) -> Kept:
-    """Return the sub-model of a number; 2n and 2n + 1 are a pair."""
+def draw_independent(
+    num_units: int, num_kept: int, rng: np.random.Generator
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Keep every unit by itself with probability num_kept / num_units; the complement beside it.
+
+    Where the probability is not 1/2, the pair is antithetic: a unit whose number u keeps it in
+    one has 1 - u in the other. At least one unit stays.
+    """
+    numbers = rng.random(num_units)
+    pair = (numbers < num_kept / num_units, 1 - numbers < num_kept / num_units)
+    for kept, best in zip(pair, (numbers.argmin(), numbers.argmax()), strict=True):
+        kept[best] = True
+    return pair
+
+
+def draw_submodel(
+    importance: list[Array], num_kept: list[int], seed: int, number: int, sampling: str
+) -> Kept:
+    """Return the sub-model of a number; 2n and 2n + 1 are a pair.
+
+    Args:
+        sampling: `near` or `independent`, as `PruneOptions.sampling`.
+    """
     rng = np.random.default_rng([seed, number // 2])
     return [
-        draw_pair(rank(scores), kept, rng)[number % 2]
+        (
+            draw_pair(rank(scores), kept, rng)
+            if sampling == "near"
+            else draw_independent(len(scores), kept, rng)
+        )[number % 2]
         for scores, kept in zip(importance, num_kept, strict=True)
     ]

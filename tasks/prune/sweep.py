@@ -24,13 +24,13 @@ from tasks.corpus.text import calibration_windows
 from tasks.models.checkpoint import load_model, load_tokenizer
 from tasks.prune.groups import find_units
 from tasks.prune.loss import BATCH_WINDOWS, predict
-from tasks.prune.masking import masked
+from tasks.prune.masking import masked, masked_side_by_side
 from tasks.prune.repair import repair_submodels
 from tasks.prune.sampling import choose_best, draw_submodel
 from tasks.prune.shape import Shape, choose_shape
 from tasks.prune.stream import Anatomy, examine_anatomy
 from tasks.prune.units import Kept, Sublayer, Units, list_sublayers
-from tasks.prune.utility import load_utility, measure_utility
+from tasks.prune.utility import Utility, load_utility, measure_utility
 
 Array = NDArray[np.int64]
 
@@ -72,12 +72,14 @@ class Choice(NamedTuple):
     num_kept: list[int]
     fixed: list[bool]
     """Groups in which the criterion decides alone: all sub-models have its choice."""
+    sampling: str = "near"
+    """`PruneOptions.sampling`."""
 
     def best(self) -> Kept:
         return choose_best(self.importance, self.num_kept)
 
     def draw(self, seed: int, number: int) -> Kept:
-        drawn = draw_submodel(self.importance, self.num_kept, seed, number)
+        drawn = draw_submodel(self.importance, self.num_kept, seed, number, self.sampling)
         pairs = zip(self.fixed, self.best(), drawn, strict=True)
         return [best if fixed else other for fixed, best, other in pairs]
 
@@ -188,12 +190,35 @@ def score_unit(bench: Bench, unit: SweepUnit) -> bytes:
                 fit_ids,
                 score_ids,
                 keep_weights=False,
-                score=partial(utility, dense_NSV=dense),
+                score=partial(utility.score, dense_NSV=dense),
             )
             utilities += scores
     else:
-        for kept in submodels:
-            batches = repeat(None) if dense is None else torch.split(dense, BATCH_WINDOWS)
-            with masked(bench.model, bench.groups, kept):
-                utilities.append(measure_utility(bench.model, score_ids, utility, batches))
+        utilities = score_masked(bench, submodels, score_ids, utility, dense)
     return json.dumps([value if math.isfinite(value) else None for value in utilities]).encode()
+
+
+def score_masked(
+    bench: Bench,
+    submodels: list[Kept],
+    score_ids_NS: torch.Tensor,
+    utility: Utility,
+    dense_NSV: torch.Tensor | None,
+) -> list[float]:
+    """Score sub-models as they are, several in a pass where their windows are few."""
+    num_windows = len(score_ids_NS)
+    together = BATCH_WINDOWS // num_windows
+    utilities: list[float] = []
+    if together < 2 or len(bench.sublayers) < len(bench.groups):
+        for kept in submodels:
+            batches = repeat(None) if dense_NSV is None else torch.split(dense_NSV, BATCH_WINDOWS)
+            with masked(bench.model, bench.groups, kept):
+                utilities.append(measure_utility(bench.model, score_ids_NS, utility, batches))
+        return utilities
+    for first in range(0, len(submodels), together):
+        some = submodels[first : first + together]
+        with masked_side_by_side(bench.model, bench.sublayers, some, num_windows):
+            ((_, logits),) = predict(bench.model, score_ids_NS.repeat(len(some), 1))
+        split = torch.split(logits, num_windows)
+        utilities += [utility.score(own, score_ids_NS, dense_NSV) for own in split]
+    return utilities

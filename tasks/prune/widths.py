@@ -59,6 +59,10 @@ def count_matrices(model: Any, groups: list[Units], alignment: int) -> Matrices:
     return Matrices(first.num_units, owned // first.num_units, fixed, choices)
 
 
+def describe(num_units: dict[str, int], num_kept: dict[str, int]) -> str:
+    return ", ".join(f"{NAMES[kind]} {num_units[kind]} -> {num_kept[kind]}" for kind in num_kept)
+
+
 def choose_widths(matrices: dict[str, Matrices], asked: dict[str, float]) -> dict[str, int]:
     """Return units kept by kind.
 

@@ -1,7 +1,8 @@
 """Load a model folder as a stranger would, and say what was found.
 
 Run alone, by path, in isolated mode: nothing of nightpress is imported, so what loads here loads
-for everybody. A JSON request comes in on stdin, {folder, ids}; the last line on stdout answers.
+for everybody. A JSON request comes in on stdin, {folder, ids, trust_remote_code}; the last line
+on stdout answers.
 """
 
 import json
@@ -15,11 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 def main() -> None:
     request = json.load(sys.stdin)
-    folder = Path(request["folder"])
+    folder, trust = Path(request["folder"]), request["trust_remote_code"]
     model, found = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype="auto",
-        trust_remote_code=False,
+        trust_remote_code=trust,
         use_safetensors=True,
         output_loading_info=True,
     )
@@ -27,7 +28,7 @@ def main() -> None:
     model = model.to(device).eval()
     vocabulary = None
     if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        vocabulary = len(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+        vocabulary = len(AutoTokenizer.from_pretrained(folder, trust_remote_code=trust))
     nats, tokens = 0.0, 0
     with torch.inference_mode():
         for row in request["ids"]:

@@ -37,14 +37,19 @@ class LoadEvidence(Record):
     versions: dict[str, str]
 
 
-def check_loads(folder: Path, model: ModelRef, probe: Probe) -> LoadEvidence:
-    """Load a folder with plain `from_pretrained`, no remote code, in a process of its own.
+def check_loads(
+    folder: Path, model: ModelRef, probe: Probe, trust_remote_code: bool = False
+) -> LoadEvidence:
+    """Load a folder with plain `from_pretrained` in a process of its own.
+
+    Args:
+        trust_remote_code: Run the Python files that come with it, as the recipe says.
 
     Raises:
         CheckpointError: it does not load, weights are missing or left over, the parameters are
             not as many as the record says, or the loss is not that of the model in memory.
     """
-    found = ask_fresh_process(folder, probe)
+    found = ask_fresh_process(folder, probe, trust_remote_code)
     for kind in ("missing", "unexpected", "mismatched"):
         if found[kind]:
             names = ", ".join(found[kind][:3])
@@ -77,8 +82,9 @@ def check_loads(folder: Path, model: ModelRef, probe: Probe) -> LoadEvidence:
     )
 
 
-def ask_fresh_process(folder: Path, probe: Probe) -> dict[str, Any]:
-    request = json.dumps({"folder": str(folder.resolve()), "ids": probe.ids})
+def ask_fresh_process(folder: Path, probe: Probe, trust_remote_code: bool) -> dict[str, Any]:
+    asked = {"folder": str(folder.resolve()), "ids": probe.ids}
+    request = json.dumps(asked | {"trust_remote_code": trust_remote_code})
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
         process = subprocess.run(

@@ -94,7 +94,7 @@ def upload(store: Store, release: Release, probe: Probe, report_html: str) -> Ma
         files=list_entries(folder),
         metrics=release.metrics,
         gate=release.gate,
-        load_check=check_loads(folder, release.model, probe),
+        load_check=check_loads(folder, release.model, probe, trusts_code(release)),
         stages=release.stages,
         parent=release.champion,
     )
@@ -115,6 +115,11 @@ def upload(store: Store, release: Release, probe: Probe, report_html: str) -> Ma
     if created and written != manifest:
         raise StorageError(f"{store.uri}/{prefix}/{MANIFEST_NAME} does not read back as written")
     return written
+
+
+def trusts_code(release: Release) -> bool:
+    """Tell whether the recipe lets Python files that come with a model run."""
+    return bool(release.provenance.recipe["teacher"].get("trust_remote_code", False))
 
 
 def advance_channel(

@@ -1,58 +1,13 @@
-"""Figures of what was learned on the way: importance, predicted utility, training loss."""
+"""Figures of what was learned on the way: predicted utility, methods, training loss."""
 
 from __future__ import annotations
 
-from itertools import groupby, pairwise
+from itertools import pairwise
 
-from tasks.report.svg import Box, line, linear, nice_ticks, rect, svg, text
+from tasks.report.svg import Box, line, linear, nice_ticks, svg, text
 from tasks.report.wording import format_count, format_tick, shorten
 
-LEVELS = 12
-"""Shades of importance."""
-COLUMNS = 64
-"""Cells in a row of the importance map; wider layers are averaged in neighbouring ranks."""
 CURVE_POINTS = 240
-
-
-def draw_importance(
-    title: str, importance: list[list[float]], kept: list[int], width: int = 420
-) -> str:
-    """Draw one row per layer: its units from the most to the least important, and the cut.
-
-    Equal shades in a row are one rectangle, so the size does not grow with the model's width.
-    """
-    ranked = [sorted(layer, reverse=True) for layer in importance]
-    values = sorted(value for layer in ranked for value in layer)
-    low, high = max(values[0], 0.0), values[int(0.98 * (len(values) - 1))]
-    shade = linear(low, max(high, low + 1e-12), 0, LEVELS)
-    left, top = 64.0, 22.0
-    row = max(5.0, min(18.0, 360 / len(ranked)))
-    parts = [text(left, 13, f"{title}: most important on the left, cut at the mark", "tick")]
-    every = max(1, -(-14 // int(row)))
-    for number, layer in enumerate(ranked):
-        y = top + number * row
-        if number % every == 0:
-            parts.append(text(left - 8, y + row / 2 + 4, f"layer {number}", "tick", "end"))
-        x = linear(0, len(layer), left, width - 4)
-        cells = average_cells(layer, COLUMNS)
-        levels = [min(LEVELS, max(0, round(shade(value)))) for value in cells]
-        step, start = len(layer) / len(cells), 0
-        for level, run in groupby(levels):
-            stop = start + len(list(run))
-            box = Box(x(start * step), y, x(stop * step), y + row - 1)
-            parts.append(rect(box, f"heat h{level}"))
-            start = stop
-        cut = x(kept[number])
-        parts.append(line(cut, y - 0.5, cut, y + row - 0.5, "cut"))
-    return svg(width, top + row * len(ranked) + 4, f"Importance of {title} by layer", parts)
-
-
-def average_cells(values: list[float], count: int) -> list[float]:
-    """Average consecutive values into at most `count` cells of equal width."""
-    if len(values) <= count:
-        return values
-    edges = [round(i * len(values) / count) for i in range(count + 1)]
-    return [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
 
 
 def draw_scatter(predicted: list[float], measured: list[float], width: int = 340) -> str:
@@ -76,6 +31,30 @@ def draw_scatter(predicted: list[float], measured: list[float], width: int = 340
     parts.append(text(area.right, area.bottom + 38, "predicted utility", "tick strong", "end"))
     parts.append(text(area.left + 6, area.top + 8, "measured", "tick strong"))
     return svg(width, width - 16, f"Utility of {len(predicted)} held-out sub-models", parts)
+
+
+def draw_methods(dense: float, methods: dict[str, float], chosen: str, width: int = 420) -> str:
+    """Draw what each method's cut costs on the calibration text: nats/token from the dense model's.
+
+    The methods' cuts are of one size, so the shorter line is the better method.
+    """
+    row, top = 26.0, 24.0
+    left, right = 130.0, width - 64.0
+    x = linear(min(dense, *methods.values()), max(dense, *methods.values()), left, right)
+    bottom = top + row * (1 + len(methods))
+    parts = [text(0, 13, "nats/token on the calibration text", "tick")]
+    parts.append(line(x(dense), top, x(dense), bottom - 6, "axis"))
+    for number, (name, nats) in enumerate({"dense": dense, **methods}.items()):
+        y = top + row * number + 10
+        label = f"{name}, chosen" if name == chosen else name
+        kind = "point step" if name == chosen else "point comparison"
+        parts.append(text(0, y + 4, label, "strong" if name == chosen else "tick"))
+        parts.append(line(x(dense), y, x(nats), y, "path"))
+        mark = "point teacher" if name == "dense" else kind
+        parts.append(f'<circle cx="{x(nats):.1f}" cy="{y:.1f}" r="5" class="{mark}"/>')
+        parts.append(text(x(nats) + 12, y + 4, f"{nats:.3f}", "tick"))
+    said = ", ".join(f"{name} {nats:.3f}" for name, nats in methods.items())
+    return svg(width, bottom, f"Calibration nats/token: dense {dense:.3f}, {said}", parts)
 
 
 def draw_loss(tokens: list[int], loss: list[float], width: int = 420, height: int = 220) -> str:

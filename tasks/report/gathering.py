@@ -125,8 +125,17 @@ def pruning_evidence(
     found = read_evidence(store, made, model, "evidence.json")
     if found is None:
         return None
-    known = {name: found[name] for name in PruningEvidence.model_fields if name in found}
-    return PruningEvidence.model_validate({"title": model.title} | known)
+    return describe_pruning(model.title, found)
+
+
+def describe_pruning(title: str, evidence: dict[str, Any]) -> PruningEvidence:
+    """Take from a prune stage's evidence what the report shows."""
+    known = {name: evidence[name] for name in PruningEvidence.model_fields if name in evidence}
+    nats = {name: cut["nats_per_token"] for name, cut in evidence["candidates"].items()}
+    removed = evidence["sparsity"]["got"].get("all")
+    return PruningEvidence.model_validate(
+        known | {"title": title, "candidates": nats, "removed": removed}
+    )
 
 
 def loss_curve(

@@ -7,11 +7,13 @@ from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from pydantic import Field
 
 from tasks.records import ArtifactRef, Difference, GateReport, Record, StageResult
 from tasks.report import wording
-from tasks.report.evidence_figures import draw_importance, draw_loss, draw_scatter
+from tasks.report.evidence_figures import draw_loss, draw_methods, draw_scatter
 from tasks.report.front_figure import FrontPoint, draw_front
+from tasks.report.importance_figure import draw_importance
 from tasks.report.interval_figure import draw_check, draw_interval
 
 WIDE, NARROW = (980, 400), (358, 340)
@@ -58,6 +60,20 @@ class PruningEvidence(Record):
     """By kind of unit: [layer][unit]."""
     kept: dict[str, list[int]]
     """By kind of unit: units kept in each layer."""
+    kept_units: dict[str, list[list[int]]] = Field(default_factory=dict)
+    """By kind of unit: which, in each layer."""
+    removed: float | None = None
+    """Fraction of the parameters that went."""
+    dense_nats_per_token: float | None = None
+    """On the calibration text, as the candidates'."""
+    candidates: dict[str, float] = Field(default_factory=dict)
+    """Nats/token of each method's cut."""
+    chosen: str = ""
+    """The candidate that became the step's model."""
+    num_scored: int = 0
+    """Sub-models whose utility was asked for."""
+    num_left_out: int = 0
+    """Of these, because their utility was no finite number."""
     predicted: tuple[float, ...] = ()
     """Utility of sub-models that the regression has not seen."""
     measured: tuple[float, ...] = ()
@@ -128,6 +144,7 @@ def write_report(data: ReportData) -> str:
         draw_interval=draw_interval,
         draw_importance=draw_importance,
         draw_scatter=draw_scatter,
+        draw_methods=draw_methods,
         draw_loss=draw_loss,
     )
 

@@ -87,23 +87,28 @@ def describe_options(options: dict[str, Any]) -> str:
     return f" ({said})" if said else ""
 
 
+def describe_amount(prune: dict[str, Any]) -> str:
+    """Say how much a prune step cuts."""
+    sparsity, budget = prune["sparsity"], prune.get("budget")
+    if budget:
+        names = ("num_parameters", "bytes", "latency_ms")
+        (name,) = [name for name in names if budget[name] is not None]
+        return f"to {name} {budget[name]:,}"
+    if isinstance(sparsity, dict):
+        return ", ".join(f"{value:.0%} of {kind}" for kind, value in sparsity.items() if value)
+    return f"{sparsity:.0%} of attention and FFN parameters"
+
+
 def describe_step(step: dict[str, Any]) -> str:
     """Say in one sentence what a resolved recipe's step does."""
     if prune := step.get("prune"):
-        sparsity = prune["sparsity"]
-        if isinstance(sparsity, dict):
-            sparsity = ", ".join(
-                f"{value:.0%} of {kind}" for kind, value in sparsity.items() if value
-            )
-        else:
-            sparsity = f"{sparsity:.0%} of attention and FFN parameters"
         criterion = prune["criterion"]["name"]
         method = {
             "perturbation": f"importance learned from {prune['num_submodels']} masked sub-models "
             f"and their complements, prior {criterion}",
             "criterion": f"importance by {criterion}",
         }[prune["method"]]
-        return f"Pruned {sparsity}, {prune['shape']} shape; {method}."
+        return f"Pruned {describe_amount(prune)}, {prune['shape']} shape; {method}."
     distill = step["distill"]
     losses = " + ".join(f"{loss['weight']:g} x {loss['name']}" for loss in distill["losses"])
     return (

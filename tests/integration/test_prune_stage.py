@@ -1,10 +1,8 @@
 """The prune stage: who runs it, and how often it dies, changes nothing; stock code loads it."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from infra.local_executor import LocalExecutor
 from infra.ray_cluster import RayExecutor
 from infra.storage import FileStore, Store
 from tasks.digests import list_files
-from tasks.models.checkpoint import describe_model
-from tasks.prune.pruning import prune
-from tasks.recipe import PruneOptions
-from tasks.records import ModelRef, TextRef
-from tasks.report.report import PruningEvidence
-from tasks.stage import Executor, StageSpace
-
-SPARSITY = {"ffn": 0.5, "kv_groups": 0.5}
-NUM_UNITS = 1 + 4 + 2
-"""Units of work: the look, the sweep, the two candidates."""
+from tasks.report.gathering import describe_pruning
+from tasks.stage import Executor
+from tests.integration.prune_run import NUM_UNITS, PREFIX, Pruned, run_stage
 
 
 class Killed(Exception):
@@ -46,18 +36,6 @@ class DyingStore(FileStore):
         return super().create(key, data)
 
 
-@dataclass
-class Pruned:
-    record: ModelRef
-    out: Path
-    store: Store
-
-    @property
-    def evidence(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.store.read("stages/prune/key/evidence.json"))
-        return found
-
-
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """As a worker has: the same bytes are promised for the same number of threads."""
@@ -76,41 +54,17 @@ def run(tiny_llama: Path, text_file: Path, tmp_path: Path) -> Callable[..., Prun
         executor: Executor | None = None,
         store: Store | None = None,
         source: Path = tiny_llama,
-        alignment: int = 16,
         **options: Any,
     ) -> Pruned:
         attempt = f"attempt{next(attempts)}"
-        space = StageSpace(
-            store=store or FileStore(f"file://{tmp_path / attempt}"),
-            executor=executor or LocalExecutor(),
-            prefix="stages/prune/key",
-            attempt=attempt,
-            scratch=tmp_path / f"scratch-{attempt}",
-            progress=lambda done, total: None,
+        return run_stage(
+            source,
+            text_file,
+            store or FileStore(f"file://{tmp_path / attempt}"),
+            tmp_path / f"scratch-{attempt}",
+            executor,
+            **options,
         )
-        chosen = PruneOptions(
-            **{
-                "sparsity": SPARSITY,
-                "num_submodels": 8,
-                "windows_per_submodel": 2,
-                "submodels_per_unit": 2,
-            }
-            | options
-        )
-        stage_options = chosen.model_dump() | {
-            "seed": 0,
-            "alignment": alignment,
-            "num_windows": 12,
-            "window": 32,
-            "trust_remote_code": False,
-        }
-        record = prune(
-            space,
-            stage_options,
-            model=describe_model(source, str(source)),
-            calibration=TextRef(uri=str(text_file), digest="", num_bytes=0),
-        )
-        return Pruned(record, space.out, space.store)
 
     return start
 
@@ -145,14 +99,16 @@ def test_facts_and_evidence_say_what_was_done(run: Callable[..., Pruned]) -> Non
     facts, evidence = pruned.record.facts, pruned.evidence
     assert facts["shape"] == "KV groups 2 -> 1, FFN 64 -> 32"
     assert facts["sparsity_got_all"] == facts["sparsity_asked_ffn"] == 0.5
-    known = {name: evidence[name] for name in PruningEvidence.model_fields if name in evidence}
-    read = PruningEvidence.model_validate({"title": "1 prune"} | known)
+    read = describe_pruning("1 prune", evidence)
     assert [len(units) for units in read.importance["ffn"]] == [64, 64]
     assert read.kept == {"kv_groups": [1, 1], "ffn": [32, 32]}
     assert len(read.predicted) == len(read.measured) == 8
     assert read.kendall_tau == pytest.approx(facts["kendall_tau"], abs=1e-3)
     nats = {name: cut["nats_per_token"] for name, cut in evidence["candidates"].items()}
-    assert evidence["chosen"] == min(nats, key=lambda name: nats[name])
+    assert evidence["chosen"] == min(nats, key=lambda name: nats[name]) == read.chosen
+    assert read.candidates == nats
+    assert read.removed == facts["sparsity_got_all"]
+    assert read.kept_units == evidence["kept_units"]
 
 
 @pytest.mark.integration
@@ -176,27 +132,30 @@ def test_a_killed_stage_goes_on_to_the_same_bytes(
     uri = f"file://{tmp_path / 'dying'}"
     with pytest.raises(Killed):
         run(store=DyingStore(uri, lives))
-    stored = len(FileStore(uri).list("stages/prune/key/units/"))
+    stored = len(FileStore(uri).list(f"{PREFIX}/units/"))
     resumed = run(store=FileStore(uri))
     assert stored == lives
     assert resumed.record.digest == undisturbed.record.digest
     assert resumed.evidence == undisturbed.evidence
-    assert len(resumed.store.list("stages/prune/key/units/")) == NUM_UNITS
+    assert len(resumed.store.list(f"{PREFIX}/units/")) == NUM_UNITS
 
 
 def test_the_criterion_alone_needs_no_sweep(run: Callable[..., Pruned]) -> None:
     pruned = run(method="criterion")
-    assert not pruned.store.list("stages/prune/key/units/sweep/")
+    assert not pruned.store.list(f"{PREFIX}/units/sweep/")
     assert "r_squared" not in pruned.record.facts
     assert pruned.evidence["chosen"] == "criterion"
 
 
 def test_repair_is_an_option(run: Callable[..., Pruned]) -> None:
-    """It changes the writers and nothing else."""
+    """It changes writers, and readers of a stream that earlier cuts have moved; nothing else."""
     repaired, plain = run(method="criterion"), run(method="criterion", repair=False)
     weights = [AutoModelForCausalLM.from_pretrained(p.out).state_dict() for p in (repaired, plain)]
     changed = {name for name, weight in weights[0].items() if not weight.equal(weights[1][name])}
-    assert changed == {name for name in weights[0] if "o_proj" in name or "down_proj" in name}
+    projections = {name for name in weights[0] if "_proj" in name}
+    writers = {name for name in projections if "o_proj" in name or "down_proj" in name}
+    assert changed <= projections
+    assert writers | {name for name in projections if "layers.1" in name} <= changed
 
 
 def test_a_step_follows_a_step(run: Callable[..., Pruned], make_llama: Callable[..., Path]) -> None:

@@ -175,8 +175,22 @@ def make_report(num_layers: int = 6, ffn_width: int = 384) -> ReportData:
                         [rng.uniform(0, 2.5 - 0.3 * (layer % 6)) for _ in range(4)]
                         for layer in range(num_layers)
                     ],
+                    "layers": [[rng.expovariate(1.0) for _ in range(num_layers)]],
+                    "hidden": [[rng.expovariate(1.0) for _ in range(128)]],
                 },
-                kept={"ffn": [ffn_width // 2] * num_layers, "kv_groups": [3] * num_layers},
+                kept={
+                    "ffn": [ffn_width // 2] * num_layers,
+                    "kv_groups": [3] * num_layers,
+                    "layers": [num_layers - 2],
+                    "hidden": [96],
+                },
+                kept_units={"layers": [list(range(1, num_layers - 1))]},
+                removed=0.474,
+                dense_nats_per_token=3.301,
+                candidates={"criterion": 3.918, "sweep": 3.882},
+                chosen="sweep",
+                num_scored=72,
+                num_left_out=2,
                 predicted=[value + rng.gauss(0, 0.12) for value in measured],
                 measured=measured,
                 kendall_tau=0.79,

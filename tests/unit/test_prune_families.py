@@ -12,7 +12,8 @@ from transformers import AutoConfig
 
 from tasks.prune.groups import find_units
 from tasks.prune.masking import masked
-from tasks.prune.shape import choose_shape, find_groups
+from tasks.prune.prunable import find_groups
+from tasks.prune.shape import choose_shape
 from tasks.prune.slicing import build_sliced, slice_weights
 from tasks.prune.stock_class import make_model
 from tasks.prune.stock_config import config_of_cut

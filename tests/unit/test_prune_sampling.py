@@ -1,11 +1,13 @@
 """Sub-models have the final shape, lie near the criterion's choice, and come in pairs."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.prune.sampling import (
     choose_best,
+    draw_independent,
     draw_pair,
     draw_submodel,
     keep_probabilities,
@@ -53,12 +55,30 @@ def test_a_pair_shares_as_little_as_the_probabilities_allow() -> None:
     np.testing.assert_allclose((~pairs[:, 0] & ~pairs[:, 1]).mean(0), neither, atol=tolerance)
 
 
-def test_a_submodel_is_fixed_by_seed_and_number() -> None:
+@settings(max_examples=60, deadline=None)
+@given(num_units=st.integers(1, 99), seed=st.integers(0, 2**32 - 1))
+def test_independent_pairs_are_complements_at_one_half(num_units: int, seed: int) -> None:
+    first, second = draw_independent(2 * num_units, num_units, np.random.default_rng(seed))
+    same = np.flatnonzero(first == second)
+    assert first.any() and second.any()
+    assert len(same) <= 2  # a sub-model that would keep nothing keeps one unit
+
+
+def test_independent_units_are_kept_as_often_as_the_density_says() -> None:
+    rng = np.random.default_rng(0)
+    pairs = np.array([draw_independent(40, 30, rng) for _ in range(4000)])
+    np.testing.assert_allclose(pairs.mean(0).mean(1), 0.75, atol=0.01)
+    assert np.unique(pairs[:, 0].sum(1)).size > 5
+
+
+@pytest.mark.parametrize("sampling", ["near", "independent"])
+def test_a_submodel_is_fixed_by_seed_and_number(sampling: str) -> None:
     importance = [np.random.default_rng(0).random(n) for n in (4, 60, 4, 60)]
     num_kept = [2, 30, 2, 30]
 
     def draw(seed: int, number: int) -> bytes:
-        return b"".join(k.tobytes() for k in draw_submodel(importance, num_kept, seed, number))
+        kept = draw_submodel(importance, num_kept, seed, number, sampling)
+        return b"".join(k.tobytes() for k in kept)
 
     assert draw(0, 5) == draw(0, 5)
     assert len({draw(0, number) for number in range(20)} | {draw(1, 0)}) == 21

@@ -1,5 +1,6 @@
 """Masked equals sliced, on every family and every kind of attention; and what cannot be sliced."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from tasks.prune.masking import masked
+from tasks.models.checkpoint import load_model
+from tasks.prune.masking import masked, masked_side_by_side
 from tasks.prune.slicing import build_sliced, slice_weights
 from tasks.prune.stock_config import smaller_config
 from tasks.prune.units import Kept, Sublayer, find_sublayers
@@ -129,3 +131,17 @@ def test_a_head_count_that_llama_refuses_is_saved_as_mistral(tmp_path: Path) -> 
     ids = torch.arange(9)[None]
     with torch.no_grad():
         assert torch.equal(loaded(ids).logits, sliced(ids).logits)
+
+
+def test_sub_models_side_by_side_do_not_see_each_other(make_llama: Callable[..., Path]) -> None:
+    model = load_model(make_llama(seed=3))
+    sublayers = find_sublayers(model)
+    rng = np.random.default_rng(0)
+    submodels = [[rng.random(s.num_units) < 0.5 for s in sublayers] for _ in range(3)]
+    ids = torch.randint(300, (2, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        with masked_side_by_side(model, sublayers, submodels, len(ids)):
+            together = model(ids.repeat(3, 1)).logits.split(len(ids))
+        for kept, logits in zip(submodels, together, strict=True):
+            with masked(model, sublayers, kept):
+                torch.testing.assert_close(logits, model(ids).logits)

@@ -21,7 +21,8 @@ from scipy.stats import kendalltau
 
 from tasks.prune.loss import measure_loss
 from tasks.prune.masking import masked
-from tasks.prune.pruning import FFN_SPREADS, look
+from tasks.prune.learning import FFN_SPREADS
+from tasks.prune.pruning import look
 from tasks.prune.regression import fit_utilities
 from tasks.prune.sweep import Bench, Choice, cut_units, list_submodels, score_unit
 from tests.benchmarks.prune.cells import Cell, Cells
@@ -33,7 +34,12 @@ from tests.benchmarks.prune.tables import Table, table
 Array = NDArray[np.float64]
 DENSITIES = (0.5, 0.9)
 SEED = 0
-SWEEP = {"repair": False, "windows_per_submodel": 1}
+SWEEP = {
+    "repair": False,
+    "sampling": "independent",
+    "windows_per_submodel": 1,
+    "submodels_per_unit": 50,
+}
 """The regression learns more from many sub-models on few windows than from the reverse."""
 
 
@@ -99,7 +105,7 @@ def measure_density(subject: Subject, density: float, scale: Scale) -> Cell:
         plain_seconds = plain.seconds + time.perf_counter() - began
         goal = judge(fitted.weights, held_out)
         num_kept = [max(round(density * len(scores)), 1) for scores in prior]
-        aim = Choice(prior, num_kept, [False] * len(prior))
+        aim = Choice(prior, num_kept, [False] * len(prior), "independent")
         ours = sweep_until(bench, aim, seen, held_out, goal)
         return {
             "plain": goal
