@@ -173,8 +173,8 @@ def check_shape(recipe: Recipe, inputs: Inputs, store: Store) -> Finding:
     folder = localize(store, inputs.teacher.uri)
     for step in recipe.steps:
         if step.prune:
-            from tasks.prune.shape import check_prunable
-            from tasks.prune.sweep import check_windows
+            from tasks.prune.shapes.shape import check_prunable
+            from tasks.prune.sweep.sweep import check_windows
 
             options = step.prune.model_dump()
             check_windows(options | {"num_windows": recipe.calibration.num_windows})

@@ -10,7 +10,7 @@ from torch import nn
 
 from tasks.prune.criteria.block_influence import score_layers
 from tasks.prune.loss import measure_loss
-from tasks.prune.units import NAMES, Group
+from tasks.prune.units.units import NAMES, Group
 
 
 def score_group(model: Any, group: Group, ids_WS: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tasks.prune.loss import measure_loss
-from tasks.prune.units import NAMES, Sublayer, Units, list_sublayers, weights_by_unit
+from tasks.prune.units.units import NAMES, Sublayer, Units, list_sublayers, weights_by_unit
 
 
 class Calibrated(NamedTuple):

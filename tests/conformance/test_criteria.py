@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from tasks.plugins import load_plugin, plugin_names, resolve_options
 from tasks.prune.unit_statistics import Calibrated, calibrate
-from tasks.prune.units import find_sublayers
+from tasks.prune.units.units import find_sublayers
 
 QUICK = {"bonsai": {"masks_per_round": 10, "windows_per_mask": 2, "removed_per_round": 0.5}}
 """Options for criteria that take minutes with their defaults."""

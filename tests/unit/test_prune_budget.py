@@ -20,12 +20,12 @@ from infra.local_executor import LocalExecutor
 from infra.storage import FileStore, open_store
 from tasks.inputs import Inputs, find_inputs
 from tasks.models.checkpoint import describe_model
-from tasks.prune.budget import Cost, Room, best_shape, find_finalists, interpolate_rise
-from tasks.prune.latency import Protocol, time_forward
+from tasks.prune.budgets.budget import Cost, Room, best_shape, find_finalists, interpolate_rise
+from tasks.prune.budgets.latency import Protocol, time_forward
+from tasks.prune.budgets.room import count_parameters, find_budget_groups, find_room
 from tasks.prune.pruning import prune
-from tasks.prune.room import count_parameters, find_budget_groups, find_room
-from tasks.prune.shape import check_prunable
-from tasks.prune.stock_class import empty_model
+from tasks.prune.shapes.shape import check_prunable
+from tasks.prune.shapes.stock_class import empty_model
 from tasks.recipe import PruneOptions, Recipe
 from tasks.recipe_file import load_recipe
 from tasks.records import ModelRef, TextRef

@@ -21,11 +21,11 @@ from tasks.prune.criteria import (
     random,
     taylor,
 )
-from tasks.prune.groups import find_units
 from tasks.prune.loss import measure_loss
-from tasks.prune.masking import masked
 from tasks.prune.unit_statistics import Calibrated, calibrate
-from tasks.prune.units import Kept, find_sublayers
+from tasks.prune.units.groups import find_units
+from tasks.prune.units.masking import masked
+from tasks.prune.units.units import Kept, find_sublayers
 
 
 @pytest.fixture

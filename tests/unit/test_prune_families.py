@@ -10,14 +10,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig
 
-from tasks.prune.groups import find_units
-from tasks.prune.masking import masked
-from tasks.prune.prunable import find_groups
-from tasks.prune.shape import choose_shape
-from tasks.prune.slicing import build_sliced, slice_weights
-from tasks.prune.stock_class import make_model
-from tasks.prune.stock_config import config_of_cut
-from tasks.prune.units import (
+from tasks.prune.shapes.prunable import find_groups
+from tasks.prune.shapes.shape import choose_shape
+from tasks.prune.shapes.stock_class import make_model
+from tasks.prune.shapes.stock_config import config_of_cut
+from tasks.prune.units.groups import find_units
+from tasks.prune.units.masking import masked
+from tasks.prune.units.slicing import build_sliced, slice_weights
+from tasks.prune.units.units import (
     NAMES,
     Kept,
     Units,

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tasks.prune import feed_forward
-from tasks.prune.feed_forward import LARGEST_STEP, FeedForward, StreamFit
-from tasks.prune.gauss_newton import Parameters, minimise
-from tasks.prune.least_squares import Affine, Inputs, eliminate
-from tasks.prune.readout import Readout
+from tasks.prune.repair import feed_forward
+from tasks.prune.repair.feed_forward import LARGEST_STEP, FeedForward, StreamFit
+from tasks.prune.repair.gauss_newton import Parameters, minimise
+from tasks.prune.repair.least_squares import Affine, Inputs, eliminate
+from tasks.prune.repair.readout import Readout
 
 
 @pytest.fixture(autouse=True)

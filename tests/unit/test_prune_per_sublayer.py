@@ -18,13 +18,13 @@ from infra.local_executor import LocalExecutor
 from infra.storage import FileStore
 from tasks.errors import CheckpointError
 from tasks.models.checkpoint import copy_companions, describe_model
-from tasks.prune.allocation import Options, solve_widths
-from tasks.prune.groups import find_units
-from tasks.prune.masking import masked
-from tasks.prune.padding import widen, zero_units
 from tasks.prune.pruning import prune
-from tasks.prune.slicing import build_sliced, slice_weights
-from tasks.prune.stock_config import config_of_cut
+from tasks.prune.shapes.allocation import Options, solve_widths
+from tasks.prune.shapes.padding import widen, zero_units
+from tasks.prune.shapes.stock_config import config_of_cut
+from tasks.prune.units.groups import find_units
+from tasks.prune.units.masking import masked
+from tasks.prune.units.slicing import build_sliced, slice_weights
 from tasks.publish.load_check import Probe, check_loads
 from tasks.quantize.formats.safetensors import write
 from tasks.recipe import PruneOptions

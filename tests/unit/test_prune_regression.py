@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tasks.prune.regression import fit_utilities, hold_out
+from tasks.prune.sweep.regression import fit_utilities, hold_out
 
 NUM_UNITS = 24
 

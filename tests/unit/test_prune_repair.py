@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
-from tasks.prune.groups import find_units
 from tasks.prune.loss import loss_nats
-from tasks.prune.repair import Repaired, as_tensors, repair_submodels
-from tasks.prune.slicing import build_sliced, slice_weights
-from tasks.prune.stock_config import config_of_cut
-from tasks.prune.stream import examine_anatomy
-from tasks.prune.units import Kept, Units, list_sublayers
+from tasks.prune.repair.repair import Repaired, as_tensors, repair_submodels
+from tasks.prune.repair.stream import examine_anatomy
+from tasks.prune.shapes.stock_config import config_of_cut
+from tasks.prune.units.groups import find_units
+from tasks.prune.units.slicing import build_sliced, slice_weights
+from tasks.prune.units.units import Kept, Units, list_sublayers
 
 WIDTHS = ("kv_groups", "ffn")
 

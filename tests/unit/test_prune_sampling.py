@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.prune.sampling import (
+from tasks.prune.sweep.sampling import (
     choose_best,
     draw_independent,
     draw_pair,

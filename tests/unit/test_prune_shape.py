@@ -19,9 +19,9 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from tasks.prune.shape import Shape, check_prunable, choose_shape
-from tasks.prune.stock_class import empty_model
-from tasks.prune.widths import Matrices, choose_widths, removed
+from tasks.prune.shapes.shape import Shape, check_prunable, choose_shape
+from tasks.prune.shapes.stock_class import empty_model
+from tasks.prune.shapes.widths import Matrices, choose_widths, removed
 from tasks.recipe import PruneOptions
 
 

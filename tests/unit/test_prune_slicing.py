@@ -18,10 +18,10 @@ from transformers import (
 )
 
 from tasks.models.checkpoint import load_model
-from tasks.prune.masking import masked, masked_side_by_side
-from tasks.prune.slicing import build_sliced, slice_weights
-from tasks.prune.stock_config import smaller_config
-from tasks.prune.units import Kept, Sublayer, find_sublayers
+from tasks.prune.shapes.stock_config import smaller_config
+from tasks.prune.units.masking import masked, masked_side_by_side
+from tasks.prune.units.slicing import build_sliced, slice_weights
+from tasks.prune.units.units import Kept, Sublayer, find_sublayers
 
 FAMILIES = {
     "llama": LlamaConfig,

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from tasks.prune.loss import measure_loss
-from tasks.prune.masking import masked
 from tasks.prune.unit_statistics import Calibrated
-from tasks.prune.units import Sublayer, Units, find_layers
+from tasks.prune.units.masking import masked
+from tasks.prune.units.units import Sublayer, Units, find_layers
 
 
 def score(

@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from tasks.prune.loss import measure_loss
-from tasks.prune.masking import visited
 from tasks.prune.unit_statistics import Calibrated
-from tasks.prune.units import find_layers, weights_by_unit
+from tasks.prune.units.masking import visited
+from tasks.prune.units.units import find_layers, weights_by_unit
 
 
 def score(calibrated: Calibrated) -> list[torch.Tensor]:

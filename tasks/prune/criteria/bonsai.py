@@ -15,9 +15,9 @@ from pydantic import Field
 
 from tasks.prune.bonsai_regression import fit_published
 from tasks.prune.loss import measure_loss
-from tasks.prune.masking import masked
 from tasks.prune.unit_statistics import Calibrated, observed
-from tasks.prune.units import Kept, Sublayer, weights_by_unit
+from tasks.prune.units.masking import masked
+from tasks.prune.units.units import Kept, Sublayer, weights_by_unit
 
 Array = NDArray[np.float64]
 WORST_PERPLEXITY = 1e8

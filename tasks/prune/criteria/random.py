@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from tasks.prune.unit_statistics import Calibrated
-from tasks.prune.units import Sublayer, Units
+from tasks.prune.units.units import Sublayer, Units
 
 
 def score(calibrated: Calibrated, *, seed: int = 0) -> list[torch.Tensor]:

@@ -2,12 +2,12 @@
 
 import torch
 
-from tasks.prune.families import matrix
-from tasks.prune.least_squares import eliminate
 from tasks.prune.loss import measure_loss
 from tasks.prune.network_importance import score_group
+from tasks.prune.repair.least_squares import eliminate
 from tasks.prune.unit_statistics import Calibrated, observed
-from tasks.prune.units import Sublayer
+from tasks.prune.units.families import matrix
+from tasks.prune.units.units import Sublayer
 
 
 def score(calibrated: Calibrated) -> list[torch.Tensor]:

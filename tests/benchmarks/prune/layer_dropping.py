@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tasks.prune.criteria.block_influence import score_layers
-from tasks.prune.units import Kept, Sublayer
+from tasks.prune.units.units import Kept, Sublayer
 
 
 class Dropped(NamedTuple):

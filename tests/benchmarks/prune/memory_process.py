@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tasks.prune.criteria import taylor
-from tasks.prune.sweep import Bench, Choice, Work, cut_units, score_unit, set_up
+from tasks.prune.sweep.sweep import Bench, Choice, Work, cut_units, score_unit, set_up
 from tasks.prune.unit_statistics import Calibrated, measure_inputs
 from tests.benchmarks.prune.memory import BIG
 from tests.benchmarks.prune.scale import FULL, SMOKE, Scale

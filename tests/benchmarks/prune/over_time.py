@@ -11,9 +11,9 @@ import numpy as np
 
 from tasks.models.checkpoint import load_model
 from tasks.prune.criteria.bonsai import refine
-from tasks.prune.masking import masked
-from tasks.prune.sampling import choose_best
+from tasks.prune.sweep.sampling import choose_best
 from tasks.prune.unit_statistics import calibrate
+from tasks.prune.units.masking import masked
 from tests.benchmarks.prune.cells import Cell, Cells
 from tests.benchmarks.prune.scale import Scale
 from tests.benchmarks.prune.staging import (

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tasks.prune.loss import measure_loss
-from tasks.prune.units import find_layers
+from tasks.prune.units.units import find_layers
 
 
 def prune_magnitude(model: Any, _ids_WS: torch.Tensor, sparsity: float) -> None:

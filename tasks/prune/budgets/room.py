@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tasks.prune.budget import BYTES_PER_PARAMETER, Room
-from tasks.prune.prunable import SHAPES, find_groups, list_prunable
-from tasks.prune.stock_class import empty_model, name_class
-from tasks.prune.stock_config import cannot_cut, smaller_config
-from tasks.prune.units import Units
-from tasks.prune.widths import count_matrices, describe
+from tasks.prune.budgets.budget import BYTES_PER_PARAMETER, Room
+from tasks.prune.shapes.prunable import SHAPES, find_groups, list_prunable
+from tasks.prune.shapes.stock_class import empty_model, name_class
+from tasks.prune.shapes.stock_config import cannot_cut, smaller_config
+from tasks.prune.shapes.widths import count_matrices, describe
+from tasks.prune.units.units import Units
 
 
 class Limit(NamedTuple):

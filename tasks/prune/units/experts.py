@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tasks.prune.shrinking import shrink
-from tasks.prune.units import Group, Slice, find_layers
+from tasks.prune.units.shrinking import shrink
+from tasks.prune.units.units import Group, Slice, find_layers
 
 
 def find_experts(model: Any) -> list[Group]:

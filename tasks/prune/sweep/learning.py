@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.prune.regression import Fitted, HeldOut, fit_utilities, hold_out
-from tasks.prune.sweep import SweepUnit, list_submodels
+from tasks.prune.sweep.regression import Fitted, HeldOut, fit_utilities, hold_out
+from tasks.prune.sweep.sweep import SweepUnit, list_submodels
 
 MAX_LEFT_OUT = 0.1
 """Largest fraction of sub-models whose utility may be no finite number."""

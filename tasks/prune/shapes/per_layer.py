@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from tasks.models.checkpoint import load_config
-from tasks.prune.stock_class import name_class
-from tasks.prune.stock_config import FFN_WIDTHS, own_name, smaller_config
-from tasks.prune.units import Kept, Units, find_layers
+from tasks.prune.shapes.stock_class import name_class
+from tasks.prune.shapes.stock_config import FFN_WIDTHS, own_name, smaller_config
+from tasks.prune.units.units import Kept, Units, find_layers
 
 MODULE = "modeling_per_layer"
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from tasks.prune.gauss_newton import Linearised, Parameters
-from tasks.prune.least_squares import Affine
+from tasks.prune.repair.gauss_newton import Linearised, Parameters
+from tasks.prune.repair.least_squares import Affine
 
 Activation = Callable[..., torch.Tensor]
 """What the outputs of the readers, one or two [..., width], become element by element."""

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tasks.prune.shrinking import shrink
-from tasks.prune.stock_class import empty_model, name_class
-from tasks.prune.stock_config import smaller_config
-from tasks.prune.units import Group, Slice
+from tasks.prune.shapes.stock_class import empty_model, name_class
+from tasks.prune.shapes.stock_config import smaller_config
+from tasks.prune.units.shrinking import shrink
+from tasks.prune.units.units import Group, Slice
 
 
 def find_hidden(model: Any, trust_remote_code: bool = False) -> Group:

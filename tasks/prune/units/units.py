@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tasks.prune.families import ATTENTION_NAMES, FFN_NAMES, Linears, find_linears, matrix
+from tasks.prune.units.families import ATTENTION_NAMES, FFN_NAMES, Linears, find_linears, matrix
 
 KINDS = ("kv_groups", "ffn", "experts", "hidden", "layers", "sublayers")
 NAMES = {

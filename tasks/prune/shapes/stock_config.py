@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.prune.embedding_scale import follows_hidden_size
-from tasks.prune.slicing import slice_weights
-from tasks.prune.stock_class import empty_model, name_class
-from tasks.prune.units import NAMES, Kept, Sublayer, Units, find_layers, head_size
+from tasks.prune.shapes.embedding_scale import follows_hidden_size
+from tasks.prune.shapes.stock_class import empty_model, name_class
+from tasks.prune.units.slicing import slice_weights
+from tasks.prune.units.units import NAMES, Kept, Sublayer, Units, find_layers, head_size
 
 FFN_WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim")
 """Names that families' configs give to the FFN width; None stands for the usual one."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tasks.prune.units import Group, find_layers
+from tasks.prune.units.units import Group, find_layers
 
 
 def follows_hidden_size(module: Any, config: Any) -> bool:

@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 
 from tasks.corpus.text import calibration_windows
 from tasks.models.checkpoint import load_model, load_tokenizer
-from tasks.prune.groups import find_units
 from tasks.prune.loss import BATCH_WINDOWS, predict
-from tasks.prune.masking import masked, masked_side_by_side
-from tasks.prune.repair import repair_submodels
-from tasks.prune.sampling import choose_best, draw_submodel
-from tasks.prune.shape import Shape, choose_shape
-from tasks.prune.stream import Anatomy, examine_anatomy
-from tasks.prune.units import Kept, Sublayer, Units, list_sublayers
+from tasks.prune.repair.repair import repair_submodels
+from tasks.prune.repair.stream import Anatomy, examine_anatomy
+from tasks.prune.shapes.shape import Shape, choose_shape
+from tasks.prune.sweep.sampling import choose_best, draw_submodel
+from tasks.prune.units.groups import find_units
+from tasks.prune.units.masking import masked, masked_side_by_side
+from tasks.prune.units.units import Kept, Sublayer, Units, list_sublayers
 from tasks.prune.utility import Utility, load_utility, measure_utility
 
 Array = NDArray[np.int64]

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tasks.prune.experts import find_experts
-from tasks.prune.units import Group, find_layers, find_sublayers
+from tasks.prune.units.experts import find_experts
+from tasks.prune.units.units import Group, find_layers, find_sublayers
 
 
 def find_layer_group(model: Any) -> Group:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from tasks.prune.budget import Floats, interpolate_rise
-from tasks.prune.sensitivity import measure_choice
-from tasks.prune.sweep import Choice
+from tasks.prune.budgets.budget import Floats, interpolate_rise
+from tasks.prune.budgets.sensitivity import measure_choice
+from tasks.prune.sweep.sweep import Choice
 
 if TYPE_CHECKING:
     from tasks.stage import StageSpace

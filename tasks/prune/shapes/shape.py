@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.prune.prunable import SHAPES, find_groups, prove_shape
-from tasks.prune.room import Prospect, find_budget_groups, foresee
-from tasks.prune.stock_class import empty_model
-from tasks.prune.stock_config import smaller_config
-from tasks.prune.units import Units
-from tasks.prune.widths import Matrices, choose_widths, count_matrices, describe, removed
+from tasks.prune.budgets.room import Prospect, find_budget_groups, foresee
+from tasks.prune.shapes.prunable import SHAPES, find_groups, prove_shape
+from tasks.prune.shapes.stock_class import empty_model
+from tasks.prune.shapes.stock_config import smaller_config
+from tasks.prune.shapes.widths import Matrices, choose_widths, count_matrices, describe, removed
+from tasks.prune.units.units import Units
 
 MAX_ROUNDING = 0.05
 """Largest difference between the sparsity asked for and the aligned one, unless allowed."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.prune.groups import find_units
-from tasks.prune.slicing import check_sharing
-from tasks.prune.stock_config import cannot_cut, stock_config
-from tasks.prune.units import KINDS, Units
+from tasks.prune.shapes.stock_config import cannot_cut, stock_config
+from tasks.prune.units.groups import find_units
+from tasks.prune.units.slicing import check_sharing
+from tasks.prune.units.units import KINDS, Units
 
 SHAPES = KINDS[: KINDS.index("sublayers")]
 """The kinds of which a stock architecture can have fewer."""

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.prune.units import NAMES, Sublayer, Units, parameters_per_unit
+from tasks.prune.units.units import NAMES, Sublayer, Units, parameters_per_unit
 
 
 @dataclass(frozen=True)

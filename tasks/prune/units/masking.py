@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tasks.prune.experts import mask_experts
-from tasks.prune.hidden import mask_hidden
-from tasks.prune.layers import mask_layers, mask_sublayers
-from tasks.prune.units import Kept, Sublayer, Units, find_layers
+from tasks.prune.units.experts import mask_experts
+from tasks.prune.units.hidden import mask_hidden
+from tasks.prune.units.layers import mask_layers, mask_sublayers
+from tasks.prune.units.units import Kept, Sublayer, Units, find_layers
 
 Visit = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor | None]
 """Called with (position of the sublayer, writer's input [..., width], residual stream before the

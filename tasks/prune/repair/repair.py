@@ -27,14 +27,14 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tasks.prune.feed_forward import FeedForward, StreamFit
-from tasks.prune.gauss_newton import minimise
-from tasks.prune.least_squares import Affine, Inputs
 from tasks.prune.loss import loss_nats
-from tasks.prune.masking import masked
-from tasks.prune.readout import Readout
-from tasks.prune.stream import Anatomy, affine, reader_paths, watched
-from tasks.prune.units import Kept, Sublayer, Units, find_layers, list_sublayers
+from tasks.prune.repair.feed_forward import FeedForward, StreamFit
+from tasks.prune.repair.gauss_newton import minimise
+from tasks.prune.repair.least_squares import Affine, Inputs
+from tasks.prune.repair.readout import Readout
+from tasks.prune.repair.stream import Anatomy, affine, reader_paths, watched
+from tasks.prune.units.masking import masked
+from tasks.prune.units.units import Kept, Sublayer, Units, find_layers, list_sublayers
 
 CHECKED = 8
 """Of the fitted windows, one in so many is kept back to see how far a step should go."""

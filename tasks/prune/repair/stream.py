@@ -15,10 +15,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from tasks.prune.families import matrix
-from tasks.prune.feed_forward import Activation
-from tasks.prune.least_squares import Affine
-from tasks.prune.units import Sublayer, find_layers
+from tasks.prune.repair.feed_forward import Activation
+from tasks.prune.repair.least_squares import Affine
+from tasks.prune.units.families import matrix
+from tasks.prune.units.units import Sublayer, find_layers
 
 StreamKind = Literal["sum", "read", "unknown"]
 

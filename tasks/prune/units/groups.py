@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from tasks.prune.experts import find_experts
-from tasks.prune.hidden import find_hidden
-from tasks.prune.layers import find_layer_group, find_sublayer_group
-from tasks.prune.units import NAMES, Units, find_sublayers
+from tasks.prune.units.experts import find_experts
+from tasks.prune.units.hidden import find_hidden
+from tasks.prune.units.layers import find_layer_group, find_sublayer_group
+from tasks.prune.units.units import NAMES, Units, find_sublayers
 
 
 def find_units(model: Any, kinds: Collection[str], trust_remote_code: bool = False) -> list[Units]:

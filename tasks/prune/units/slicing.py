@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tasks.prune.embedding_scale import fold_scale
-from tasks.prune.stock_class import make_model
-from tasks.prune.units import Group, Kept, Slice, Units
+from tasks.prune.shapes.embedding_scale import fold_scale
+from tasks.prune.shapes.stock_class import make_model
+from tasks.prune.units.units import Group, Kept, Slice, Units
 
 
 def slice_weights(

@@ -14,7 +14,7 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.prune.budget import (
+from tasks.prune.budgets.budget import (
     Cost,
     Floats,
     Room,
@@ -23,9 +23,8 @@ from tasks.prune.budget import (
     interpolate_rise,
     predict_loss,
 )
-from tasks.prune.latency import Protocol, time_shape
-from tasks.prune.prunable import prove_shape
-from tasks.prune.room import (
+from tasks.prune.budgets.latency import Protocol, time_shape
+from tasks.prune.budgets.room import (
     Limit,
     check_limit,
     count_parameters,
@@ -33,8 +32,9 @@ from tasks.prune.room import (
     find_limit,
     find_room,
 )
-from tasks.prune.sensitivity import Ranked, measure_choice, rank_units, read_ranked
-from tasks.prune.sweep import Bench, Work, build_bench
+from tasks.prune.budgets.sensitivity import Ranked, measure_choice, rank_units, read_ranked
+from tasks.prune.shapes.prunable import prove_shape
+from tasks.prune.sweep.sweep import Bench, Work, build_bench
 
 if TYPE_CHECKING:
     from tasks.stage import StageSpace

@@ -10,10 +10,10 @@ import torch
 
 from tasks.plugins import load_plugin
 from tasks.prune.loss import measure_loss
-from tasks.prune.masking import masked
-from tasks.prune.repair import SHARED, repair_submodels
-from tasks.prune.sweep import Bench, Choice, choose_windows
+from tasks.prune.repair.repair import SHARED, repair_submodels
+from tasks.prune.sweep.sweep import Bench, Choice, choose_windows
 from tasks.prune.unit_statistics import calibrate
+from tasks.prune.units.masking import masked
 
 WINDOWS_UNIT = 0
 """All sub-models are measured on the windows of the first unit of work, to be compared."""

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 
 from tasks.models.checkpoint import pick_device
-from tasks.prune.room import config_of_shape
-from tasks.prune.stock_class import make_model
-from tasks.prune.units import Units
+from tasks.prune.budgets.room import config_of_shape
+from tasks.prune.shapes.stock_class import make_model
+from tasks.prune.units.units import Units
 
 MIN_PASSES = 7
 MIN_SECONDS = 0.3

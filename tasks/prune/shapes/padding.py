@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tasks.prune.allocation import PER_SUBLAYER
-from tasks.prune.units import Kept, Units
+from tasks.prune.shapes.allocation import PER_SUBLAYER
+from tasks.prune.units.units import Kept, Units
 
 
 def widen(groups: Sequence[Units], kept: Kept) -> Kept:

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-from tasks.prune.feed_forward import FeedForward, curvature_tokens
-from tasks.prune.gauss_newton import Linearised, Parameters
-from tasks.prune.least_squares import Affine
+from tasks.prune.repair.feed_forward import FeedForward, curvature_tokens
+from tasks.prune.repair.gauss_newton import Linearised, Parameters
+from tasks.prune.repair.least_squares import Affine
 
 LOGITS_PER_CHUNK = 2**23
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.prune.units import Kept
+from tasks.prune.units.units import Kept
 
 Array = NDArray[np.float64]
 
