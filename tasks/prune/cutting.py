@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.digests import list_files
 from tasks.models.checkpoint import save_model
+from tasks.prune.bench import Bench, Work, build_bench
 from tasks.prune.loss import measure_loss
 from tasks.prune.repair.repair import as_tensors, repair_submodels
 from tasks.prune.shapes.padding import widen, zero_units
 from tasks.prune.shapes.per_layer import build_per_layer
 from tasks.prune.shapes.stock_config import config_of_cut
-from tasks.prune.sweep.sweep import Bench, Work, build_bench
 from tasks.prune.units.slicing import build_sliced, slice_weights
 from tasks.prune.units.units import Kept
 from tasks.prune.utility import compare, load_utility

@@ -19,21 +19,14 @@ import numpy as np
 
 from tasks.models.checkpoint import describe_model
 from tasks.plugins import load_plugin
+from tasks.prune.bench import Bench, Work, build_bench
 from tasks.prune.budgets.solving import solve_budget
 from tasks.prune.cutting import Candidate, build_cutter, cut_candidate
 from tasks.prune.repair.repair import SHARED
 from tasks.prune.shapes.allocation import allocate_widths, describe_widths
 from tasks.prune.shapes.widths import describe
 from tasks.prune.sweep.learning import describe_sweep, learn
-from tasks.prune.sweep.sweep import (
-    Bench,
-    Choice,
-    Work,
-    build_bench,
-    check_windows,
-    cut_units,
-    score_unit,
-)
+from tasks.prune.sweep.sweep import Choice, check_windows, cut_units, score_unit
 from tasks.prune.unit_statistics import calibrate
 from tasks.prune.units.units import KINDS, parameters_per_unit
 from tasks.prune.utility import load_utility

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from tasks.plugins import load_plugin
+from tasks.prune.bench import Bench
 from tasks.prune.loss import measure_loss
 from tasks.prune.repair.repair import SHARED, repair_submodels
-from tasks.prune.sweep.sweep import Bench, Choice, choose_windows
+from tasks.prune.sweep.sweep import Choice, choose_windows
 from tasks.prune.unit_statistics import calibrate
 from tasks.prune.units.masking import masked
 

@@ -14,6 +14,7 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tasks.prune.bench import Bench, Work, build_bench
 from tasks.prune.budgets.budget import (
     Cost,
     Floats,
@@ -34,7 +35,6 @@ from tasks.prune.budgets.room import (
 )
 from tasks.prune.budgets.sensitivity import Ranked, measure_choice, rank_units, read_ranked
 from tasks.prune.shapes.prunable import prove_shape
-from tasks.prune.sweep.sweep import Bench, Work, build_bench
 
 if TYPE_CHECKING:
     from tasks.stage import StageSpace

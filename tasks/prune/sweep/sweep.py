@@ -9,27 +9,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tasks.corpus.text import calibration_windows
-from tasks.models.checkpoint import load_model, load_tokenizer
+from tasks.prune.bench import Bench
 from tasks.prune.loss import BATCH_WINDOWS, predict
 from tasks.prune.repair.repair import repair_submodels
-from tasks.prune.repair.stream import Anatomy, examine_anatomy
-from tasks.prune.shapes.shape import Shape, choose_shape
 from tasks.prune.sweep.sampling import choose_best, draw_submodel
-from tasks.prune.units.groups import find_units
 from tasks.prune.units.masking import masked, masked_side_by_side
-from tasks.prune.units.units import Kept, Sublayer, Units, list_sublayers
+from tasks.prune.units.units import Kept
 from tasks.prune.utility import Utility, load_utility, measure_utility
 
 Array = NDArray[np.int64]
@@ -38,31 +31,6 @@ FIT_PER_SCORED = 2
 """Windows that a sub-model is repaired on, per window that it is scored on."""
 SUBMODELS_PER_PASS = 3
 """Repaired side by side, so that they share the dense model's pass; memory grows with it."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What any unit of work of the stage is fixed by, besides its number."""
-
-    localize: Callable[[str], Path]
-    model_uri: str
-    text_uri: str
-    options: dict[str, Any]
-
-
-class Bench(NamedTuple):
-    """A worker's state: the model, its units, and the calibration windows."""
-
-    work: Work
-    model: Any
-    shape: Shape
-    groups: list[Units]
-    anatomy: Anatomy
-    ids_WS: torch.Tensor
-
-    @property
-    def sublayers(self) -> list[Sublayer]:
-        return list_sublayers(self.groups)
 
 
 class Choice(NamedTuple):
@@ -90,32 +58,6 @@ class SweepUnit(NamedTuple):
     number: int
     submodels: tuple[int, ...]
     choice: Choice
-
-
-def build_bench(work: Work) -> Bench:
-    folder = work.localize(work.model_uri)
-    options = work.options
-    model = load_model(folder, "float32", options["trust_remote_code"])
-    ids = calibration_windows(
-        work.localize(work.text_uri),
-        load_tokenizer(folder),
-        options["num_windows"],
-        options["window"],
-    )
-    return set_up(work, model, ids)
-
-
-def set_up(work: Work, model: Any, ids_WS: torch.Tensor) -> Bench:
-    """Find the shape to cut to, and the units.
-
-    Raises:
-        ValueError: the model cannot be cut to it.
-    """
-    remote = work.options["trust_remote_code"]
-    shape = choose_shape(model, work.options, work.options["alignment"], remote)
-    groups = find_units(model, shape.num_kept, remote)
-    anatomy = examine_anatomy(model, list_sublayers(groups), ids_WS[0])
-    return Bench(work, model, shape, groups, anatomy, ids_WS)
 
 
 def cut_units(choice: Choice, options: dict[str, Any]) -> list[SweepUnit]:

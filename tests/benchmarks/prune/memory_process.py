@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tasks.prune.bench import Bench, Work, set_up
 from tasks.prune.criteria import taylor
-from tasks.prune.sweep.sweep import Bench, Choice, Work, cut_units, score_unit, set_up
+from tasks.prune.sweep.sweep import Choice, cut_units, score_unit
 from tasks.prune.unit_statistics import Calibrated, measure_inputs
 from tests.benchmarks.prune.memory import BIG
 from tests.benchmarks.prune.scale import FULL, SMOKE, Scale

@@ -13,15 +13,8 @@ from typing import NamedTuple
 
 from infra.file_store import FileStore
 from infra.ray_cluster import RayExecutor
-from tasks.prune.sweep.sweep import (
-    Bench,
-    Choice,
-    SweepUnit,
-    Work,
-    build_bench,
-    cut_units,
-    score_unit,
-)
+from tasks.prune.bench import Bench, Work, build_bench
+from tasks.prune.sweep.sweep import Choice, SweepUnit, cut_units, score_unit
 from tasks.prune.unit_statistics import measure_inputs
 from tests.benchmarks.prune.cells import Cell, Cells
 from tests.benchmarks.prune.scale import Scale

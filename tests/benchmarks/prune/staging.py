@@ -17,8 +17,8 @@ from infra.storage import FileStore
 from tasks.corpus.rows import read_rows
 from tasks.corpus.text import tokenize_file
 from tasks.models.checkpoint import describe_model, load_model, load_tokenizer
+from tasks.prune.bench import Bench, Work, build_bench
 from tasks.prune.loss import measure_loss
-from tasks.prune.sweep.sweep import Bench, Work, build_bench
 from tasks.recipe import PruneOptions, Recipe
 from tasks.records import ModelRef, TextRef
 from tasks.stage import Stage, StageSpace

@@ -19,11 +19,12 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
+from tasks.prune.bench import Bench
 from tasks.prune.loss import measure_loss
 from tasks.prune.pruning import look
 from tasks.prune.sweep.learning import FFN_SPREADS
 from tasks.prune.sweep.regression import fit_utilities
-from tasks.prune.sweep.sweep import Bench, Choice, cut_units, list_submodels, score_unit
+from tasks.prune.sweep.sweep import Choice, cut_units, list_submodels, score_unit
 from tasks.prune.units.masking import masked
 from tests.benchmarks.prune.cells import Cell, Cells
 from tests.benchmarks.prune.scale import Scale
