@@ -79,7 +79,8 @@ class RayExecutor:
             local = self.address == "local"
             on_sigterm = signal.getsignal(signal.SIGTERM)
             ray.init(
-                address=None if local else self.address,
+                # "local" is a cluster of our own; None would join any that runs on this machine.
+                address=self.address,
                 # Logical CPUs: workers are placed by them; threads are pinned per worker.
                 num_cpus=self.num_workers * self.threads_per_worker if local else None,
                 include_dashboard=False if local else None,

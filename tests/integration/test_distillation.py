@@ -31,7 +31,7 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 NUM_STEPS = 24
-TIMEOUT_S = 120
+TIMEOUT_S = 300
 
 
 @pytest.fixture(scope="module")

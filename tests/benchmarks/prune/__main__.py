@@ -11,7 +11,7 @@ from tests.benchmarks.prune.scale import FULL, SMOKE
 from tests.benchmarks.prune.subjects import find_subjects
 from tests.benchmarks.prune.tables import as_text, write_tables
 
-PARTS = ("quality", "over_time", "throughput", "scaling", "memory")
+PARTS = ("quality", "recovery", "over_time", "throughput", "scaling", "memory")
 
 
 def main() -> None:

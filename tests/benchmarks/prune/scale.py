@@ -25,6 +25,8 @@ class Scale(NamedTuple):
     most_submodels: int
     """Where the search for the plain way's fit gives up."""
     scaling_units: int
+    recovery_tokens: int
+    """Of the distillation after the cut."""
     big_layers: int
     """Layers of the random model of a real shape."""
 
@@ -43,6 +45,7 @@ FULL = Scale(
     utility_windows=8,
     most_submodels=800,
     scaling_units=16,
+    recovery_tokens=500_000,
     big_layers=24,
 )
 
@@ -60,5 +63,6 @@ SMOKE = Scale(
     utility_windows=2,
     most_submodels=24,
     scaling_units=6,
+    recovery_tokens=20_000,
     big_layers=1,
 )

@@ -14,6 +14,7 @@ WINDOW = 256
 class Subject(NamedTuple):
     name: str
     folder: Path
+    training: Path
     calibration: Path
     heldout: Path
     alignment: int
@@ -49,6 +50,7 @@ def find_subjects() -> list[Subject]:
             Subject(
                 name="demo teacher",
                 folder=ROOT / "configs/demo/teacher",
+                training=text / "train.jsonl",
                 calibration=text / "calibration.jsonl",
                 heldout=text / "heldout.jsonl",
                 alignment=32,
@@ -73,6 +75,7 @@ def list_trained(data: Path) -> list[Subject]:
         Subject(
             name="stories260K",
             folder=data / "models/stories260K",
+            training=text / "tinystories/train.jsonl",
             calibration=text / "tinystories/train.jsonl",
             heldout=text / "tinystories/valid.jsonl",
             alignment=4,
@@ -85,6 +88,7 @@ def list_trained(data: Path) -> list[Subject]:
         Subject(
             name="docs-lm",
             folder=data / "models/docs-lm",
+            training=text / "docs/train.jsonl",
             calibration=text / "docs/calibration.jsonl",
             heldout=text / "docs/valid.jsonl",
             alignment=32,
