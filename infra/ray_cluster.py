@@ -70,6 +70,8 @@ class RayExecutor:
         self.nodes: set[str] = set()
         self._ray: Any = None
         self._pool: list[Any] = []
+        self._arriving: dict[Any, int] = {}
+        """Futures of workers that the cluster has not placed yet, and their places in the pool."""
 
     def connect(self) -> Any:
         """Start or join Ray once; return the module."""
@@ -104,10 +106,13 @@ class RayExecutor:
         shipped = {} if local else {"working_dir": str(ROOT), "excludes": EXCLUDED}
         return {"env_vars": env_vars} | shipped
 
-    def _worker(self) -> Any:
+    def _start_worker(self, slot: int) -> None:
+        """Ask for a worker in a place of the pool; it may take its time to come."""
         ray = self.connect()
         options = {"num_cpus": self.threads_per_worker, "num_gpus": self.gpus_per_worker}
-        return ray.remote(Worker).options(**options).remote()
+        worker = ray.remote(Worker).options(**options).remote()
+        self._pool[slot : slot + 1] = [worker]
+        self._arriving[worker.arrive.remote()] = slot
 
     def map(
         self,
@@ -121,8 +126,8 @@ class RayExecutor:
         waiting.reverse()
         size = min(num_workers or self.num_workers, len(waiting))
         while len(self._pool) < size:
-            self._pool.append(self._worker())
-        idle = list(range(size))
+            self._start_worker(len(self._pool))
+        idle = [slot for slot in range(size) if slot not in self._arriving.values()]
         work = ray.put((fn, state))  # one reference per call of map: the workers' state key
         running: dict[Any, tuple[int, U, int]] = {}
         while waiting or running:
@@ -131,9 +136,17 @@ class RayExecutor:
                 slot = idle.pop(0)
                 future = self._pool[slot].run.remote([work], unit)
                 running[future] = (slot, unit, deaths)
-            (future,), _ = ray.wait(list(running), num_returns=1)
+            (future,), _ = ray.wait([*running, *self._arriving], num_returns=1)
+            if future in self._arriving:
+                slot = self._arriving.pop(future)
+                try:
+                    ray.get(future)
+                except ray.exceptions.RayActorError:  # its node went before it had come
+                    self._start_worker(slot)
+                else:
+                    idle += [slot] if slot < size else []
+                continue
             slot, unit, deaths = running.pop(future)
-            idle.append(slot)
             try:
                 node, result = ray.get(future)
             except ray.exceptions.RayActorError as error:
@@ -141,11 +154,12 @@ class RayExecutor:
                     raise RuntimeError(
                         f"a unit of work killed {MAX_DEATHS} workers in turn: {error}"
                     ) from error
-                self._pool[slot] = self._worker()
+                self._start_worker(slot)
                 waiting.append((unit, deaths + 1))
                 continue
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from error
+            idle.append(slot)
             self.nodes.add(node)
             yield result
 
@@ -195,7 +209,7 @@ class RayExecutor:
         """Give the pool's CPUs and GPUs back."""
         for worker in self._pool:
             self._ray.kill(worker)
-        self._pool = []
+        self._pool, self._arriving = [], {}
 
     def close(self) -> None:
         if self._ray is not None:
@@ -225,6 +239,9 @@ class Worker:
     def __init__(self) -> None:
         self.work: Any = None
         self.state: Any = None
+
+    def arrive(self) -> None:
+        """Return as soon as the worker has been placed."""
 
     def run(self, work: list[Any], unit: Any) -> tuple[str, Any]:
         """Run one unit. `work` holds one reference, to (fn, state builder)."""
