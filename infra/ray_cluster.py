@@ -130,6 +130,7 @@ class RayExecutor:
         idle = [slot for slot in range(size) if slot not in self._arriving.values()]
         work = ray.put((fn, state))  # one reference per call of map: the workers' state key
         running: dict[Any, tuple[int, U, int]] = {}
+        lost = 0
         while waiting or running:
             while waiting and idle:
                 unit, deaths = waiting.pop()
@@ -141,9 +142,15 @@ class RayExecutor:
                 slot = self._arriving.pop(future)
                 try:
                     ray.get(future)
-                except ray.exceptions.RayActorError:  # its node went before it had come
+                except ray.exceptions.RayActorError as error:  # its node went before it had come
+                    lost += 1
+                    if lost >= MAX_DEATHS:
+                        raise RuntimeError(
+                            f"{lost} workers in turn did not start: {error}"
+                        ) from error
                     self._start_worker(slot)
                 else:
+                    lost = 0
                     idle += [slot] if slot < size else []
                 continue
             slot, unit, deaths = running.pop(future)

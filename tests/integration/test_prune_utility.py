@@ -1,11 +1,8 @@
 """The prune stage with the user's own utility: what it may return, and who may die or join."""
 
 import signal
-import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from json import dumps
 from pathlib import Path
@@ -199,59 +196,3 @@ def test_a_killed_driver_costs_one_unit(
     assert CALLS_OF_A_STAGE < len(calls.pids) <= CALLS_OF_A_STAGE + CALLS_OF_A_UNIT
     assert pruned.record.digest == undisturbed.record.digest
     assert pruned.evidence["kept_units"] == undisturbed.evidence["kept_units"]
-
-
-def start_node(*options: str) -> subprocess.Popen[bytes]:
-    """Start a node of a Ray cluster with room for one worker; it ends with its process."""
-    ray = Path(sys.executable).with_name("ray")
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    command = [str(ray), "start", "--block", "--num-cpus=1", "--disable-usage-stats", *options]
-    return subprocess.Popen(command, **quiet)  # type: ignore[call-overload, no-any-return]
-
-
-@pytest.mark.integration
-def test_a_worker_that_joins_late_takes_part(
-    run: Callable[..., Pruned], calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A cluster with room for one of two workers gets a second node amid the sweep."""
-    undisturbed = run("loss")
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    nodes = [start_node("--head", f"--port={port}", "--include-dashboard=false")]
-    over = threading.Event()
-
-    def join() -> None:
-        while len(calls.pids) < CALLS_OF_A_UNIT and not over.wait(0.05):
-            pass
-        nodes.append(start_node(f"--address=127.0.0.1:{port}"))
-
-    joiner = threading.Thread(target=join)
-    executor = RayExecutor(f"127.0.0.1:{port}", 2, 0, 1, tmp_path)
-    joiner.start()
-    try:
-        wait_for(port)
-        pruned = run("own_utility:slow", executor=executor)
-    finally:
-        over.set()
-        executor.close()
-        joiner.join()
-        for node in nodes:
-            node.terminate()
-        for node in nodes:
-            node.wait(30)
-    assert len(set(calls.pids[:CALLS_OF_A_UNIT])) == 1
-    assert len(set(calls.pids)) == 2
-    assert pruned.record.digest == undisturbed.record.digest
-
-
-def wait_for(port: int) -> None:
-    """Return when somebody answers at a port."""
-    for _ in range(300):
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError(f"nobody answers at port {port}")

@@ -1,5 +1,7 @@
 """The Ray executor where the cluster is smaller than the recipe thinks."""
 
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ def nothing() -> None:
     return None
 
 
-def double(_: None, unit: int) -> int:
-    return 2 * unit
+def work(_: None, unit: int) -> tuple[int, int]:
+    """Return the unit and who has done it."""
+    time.sleep(0.5)
+    return unit, os.getpid()
 
 
 @pytest.fixture
@@ -26,7 +30,7 @@ def executor(tmp_path: Path) -> Iterator[RayExecutor]:
 
 @pytest.mark.integration
 def test_a_worker_that_finds_no_room_holds_nothing_up(executor: RayExecutor) -> None:
-    """One of two CPUs is somebody else's: one worker does the work, the other comes later."""
+    """One of two CPUs is somebody else's for a while; the worker that comes late takes part."""
     ray = executor.connect()
 
     class Guest:
@@ -35,6 +39,11 @@ def test_a_worker_that_finds_no_room_holds_nothing_up(executor: RayExecutor) -> 
 
     guest: Any = ray.remote(Guest).options(num_cpus=1).remote()
     ray.get(guest.sit.remote())
-    assert sorted(executor.map(double, range(6), nothing)) == [0, 2, 4, 6, 8, 10]
-    ray.kill(guest)
-    assert sorted(executor.map(double, range(6), nothing)) == [0, 2, 4, 6, 8, 10]
+    done = []
+    for unit, pid in executor.map(work, range(40), nothing):
+        done.append((unit, pid))
+        if len(done) == 4:
+            assert len({pid for _, pid in done}) == 1
+            ray.kill(guest)
+    assert sorted(unit for unit, _ in done) == list(range(40))
+    assert len({pid for _, pid in done}) == 2
