@@ -1,7 +1,7 @@
 """Fixtures for all tests: tiny random models with a real tokenizer, and text for them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +140,14 @@ def shared_recipe(recipe_text: str, tmp_path_factory: pytest.TempPathFactory) ->
     path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
     path.write_text(recipe_text)
     return path
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As a worker has: the same bytes are promised for the same number of threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from tasks.digests import list_files
 from tasks.report.gathering import describe_pruning
 from tasks.stage import Executor
 from tests.integration.prune_run import NUM_UNITS, PREFIX, Pruned, run_stage
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Killed(Exception):
@@ -34,15 +36,6 @@ class DyingStore(FileStore):
             raise Killed
         self.lives -= 1
         return super().create(key, data)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As a worker has: the same bytes are promised for the same number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """A budget leads to the shape that loses least under it, and one that cannot be kept says so."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from tasks.records import ModelRef, TextRef
 from tasks.stage import StageSpace
 from tasks.stages import prune_stage
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LLAMA = {
     "vocab_size": 64,
     "hidden_size": 48,
@@ -45,14 +47,6 @@ LLAMA = {
 
 def options(**budget: Any) -> dict[str, Any]:
     return PruneOptions(budget=budget).model_dump()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @settings(max_examples=60, deadline=None)

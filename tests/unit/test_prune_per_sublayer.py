@@ -1,7 +1,7 @@
 """Widths by sublayer: the best ones out of the same total, filled up with zeros for stock code."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,7 @@ from tasks.recipe_file import load_recipe
 from tasks.records import ModelRef, TextRef
 from tasks.stage import StageSpace
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @settings(max_examples=60, deadline=None)
