@@ -1,14 +1,14 @@
 """How far a unit turns the residual stream; of a whole layer, ShortGPT's block influence."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from tasks.prune.loss import measure_loss
+from tasks.prune.repair.stream import examine_anatomy, watched
 from tasks.prune.unit_statistics import Calibrated
-from tasks.prune.units.masking import visited
 from tasks.prune.units.units import find_layers, weights_by_unit
 
 
@@ -35,33 +35,38 @@ def score(calibrated: Calibrated) -> list[torch.Tensor]:
 
 def score_sublayers(calibrated: Calibrated) -> list[torch.Tensor]:
     model, sublayers, ids = calibrated.model, calibrated.sublayers, calibrated.ids_WS
-    written = [weights_by_unit(model, sublayer)[1] for sublayer in sublayers]
-    totals = [torch.zeros(s.num_units, dtype=torch.float64) for s in sublayers]
-    ends: dict[int, torch.Tensor] = {}
-
-    def visit(position: int, x: torch.Tensor, stream: torch.Tensor, output: torch.Tensor) -> None:
-        layer = sublayers[position].layer
-        if position and sublayers[position - 1].layer != layer:
-            check_end(model, ends[layer - 1], stream)
-        after = stream + output
-        ends[layer] = after
-        weight_UwD = written[position]
-        x_TUw = x.reshape(-1, *weight_UwD.shape[:2])
-        turned_TU = turn(x_TUw, weight_UwD, after.flatten(0, -2))
-        totals[position] += turned_TU.double().sum(0).cpu()
-
-    with visited(model, sublayers, visit):
-        measure_loss(model, ids)
-    return [total / ids.numel() for total in totals]
-
-
-def check_end(model: Any, end: torch.Tensor, stream: torch.Tensor) -> None:
-    """Make sure that the sublayers of a layer add up to what the next one is given."""
-    if not torch.allclose(end, stream, rtol=1e-3, atol=1e-3 * float(stream.abs().max())):
+    if examine_anatomy(model, sublayers, ids[0]).stream != "sum":
         raise ValueError(
             f"block_influence: the sublayers with units in {model.config.model_type} do not add "
             "up to its residual stream; choose another criterion, or units in every sublayer"
         )
+    turns = Turns(
+        written=[weights_by_unit(model, sublayer)[1] for sublayer in sublayers],
+        totals=[torch.zeros(s.num_units, dtype=torch.float64) for s in sublayers],
+    )
+    with watched(model, sublayers, turns, "sum"):
+        measure_loss(model, ids)
+    return [total / ids.numel() for total in turns.totals]
+
+
+class Turns(NamedTuple):
+    """Adds up how far every unit turns the stream."""
+
+    written: list[torch.Tensor]
+    """Per sublayer, what its units write, [num_units, unit_width, hidden]."""
+    totals: list[torch.Tensor]
+    """[num_units] fp64 each."""
+
+    def read(self, *_: Any) -> None:
+        return None
+
+    def write(
+        self, position: int, x: torch.Tensor, before: torch.Tensor, output: torch.Tensor
+    ) -> None:
+        weight_UwD = self.written[position]
+        x_TUw = x.reshape(-1, *weight_UwD.shape[:2])
+        turned_TU = turn(x_TUw, weight_UwD, (before + output).flatten(0, -2))
+        self.totals[position] += turned_TU.double().sum(0).cpu()
 
 
 def turn(x_TUw: torch.Tensor, weight_UwD: torch.Tensor, after_TD: torch.Tensor) -> torch.Tensor:

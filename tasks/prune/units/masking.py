@@ -1,4 +1,4 @@
-"""Where units are switched off, and where a pass through the model is watched.
+"""Where units are switched off.
 
 A KV group or FFN neuron is off when its columns of the writer's input are zero; the other kinds
 say in their own files what off means. The model without the units computes the same (`slicing`).
@@ -18,11 +18,7 @@ from torch import nn
 from tasks.prune.units.experts import mask_experts
 from tasks.prune.units.hidden import mask_hidden
 from tasks.prune.units.layers import mask_layers, mask_sublayers
-from tasks.prune.units.units import Kept, Sublayer, Units, find_layers
-
-Visit = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor | None]
-"""Called with (position of the sublayer, writer's input [..., width], residual stream before the
-sublayer [..., hidden], writer's output [..., hidden]); returns another output, or None."""
+from tasks.prune.units.units import Kept, Sublayer, Units
 
 
 @contextmanager
@@ -83,38 +79,3 @@ MASKS: dict[str, Callable[[Any, Any, NDArray[np.bool_]], list[Callable[[], objec
     "sublayers": mask_sublayers,
 }
 """By kind: switch off a group's units that are not kept; returns what undoes it."""
-
-
-@contextmanager
-def visited(model: Any, sublayers: list[Sublayer], visit: Visit) -> Iterator[None]:
-    """Call `visit` at every writer of a forward pass, with the residual stream that it adds to.
-
-    The stream is followed from each layer's input, by adding what the writers put out: true of
-    pre-norm decoders with units in every sublayer (`repair.check_stream`).
-    """
-    layers = model.get_submodule(find_layers(model))
-    assert isinstance(layers, nn.ModuleList)
-    stream: list[torch.Tensor] = [torch.empty(0)]
-
-    def enter(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        stream[0] = inputs[0]
-
-    def hook(position: int) -> Callable[..., torch.Tensor]:
-        def write(_: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-            changed = visit(position, inputs[0], stream[0], output)
-            output = output if changed is None else changed
-            stream[0] = stream[0] + output
-            return output
-
-        return write
-
-    handles = [layer.register_forward_pre_hook(enter) for layer in layers]
-    handles += [
-        model.get_submodule(sublayer.writer).register_forward_hook(hook(position))
-        for position, sublayer in enumerate(sublayers)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
