@@ -10,7 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from tasks.outside_code import find_source, is_outside
 from tasks.plugins import plugin_names, resolve_options, uri_options
-from tasks.recipe import Export, Plugin, Recipe, Step
+from tasks.recipe import Export, Recipe, Step
+from tasks.recipe_parts import Plugin
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:

@@ -6,7 +6,8 @@ is a hit never import torch or Ray. What says where, when or for whom (cluster, 
 
 from tasks.outside_code import is_outside, source_digest
 from tasks.plugins import uri_options
-from tasks.recipe import DistillOptions, Export, PruneOptions, Recipe
+from tasks.prune_options import PruneOptions
+from tasks.recipe import DistillOptions, Export, Recipe
 from tasks.records import CorpusRef, ModelRef, TextRef
 from tasks.stage import Stage
 

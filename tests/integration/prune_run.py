@@ -15,7 +15,7 @@ from infra.local_executor import LocalExecutor
 from infra.storage import FileStore, Store
 from tasks.models.checkpoint import describe_model
 from tasks.prune.pruning import prune
-from tasks.recipe import PruneOptions
+from tasks.prune_options import PruneOptions
 from tasks.records import ModelRef, TextRef
 from tasks.stage import Executor, StageSpace
 

@@ -26,7 +26,8 @@ from tasks.prune.budgets.room import count_parameters, find_budget_groups, find_
 from tasks.prune.pruning import prune
 from tasks.prune.shapes.shape import check_prunable
 from tasks.prune.shapes.stock_class import empty_model
-from tasks.recipe import PruneOptions, Recipe
+from tasks.prune_options import PruneOptions
+from tasks.recipe import Recipe
 from tasks.recipe_file import load_recipe
 from tasks.records import ModelRef, TextRef
 from tasks.stage import StageSpace

@@ -25,7 +25,7 @@ from tasks.prune.units.units import (
     parameters_per_unit,
     weights_by_unit,
 )
-from tasks.recipe import PruneOptions
+from tasks.prune_options import PruneOptions
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 """Largest difference, as a fraction of the largest logit."""

@@ -25,9 +25,9 @@ from tasks.prune.shapes.stock_config import config_of_cut
 from tasks.prune.units.groups import find_units
 from tasks.prune.units.masking import masked
 from tasks.prune.units.slicing import build_sliced, slice_weights
+from tasks.prune_options import PruneOptions
 from tasks.publish.load_check import Probe, check_loads
 from tasks.quantize.formats.safetensors import write
-from tasks.recipe import PruneOptions
 from tasks.recipe_file import load_recipe
 from tasks.records import ModelRef, TextRef
 from tasks.stage import StageSpace

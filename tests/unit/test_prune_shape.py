@@ -22,7 +22,7 @@ from transformers import (
 from tasks.prune.shapes.shape import Shape, check_prunable, choose_shape
 from tasks.prune.shapes.stock_class import empty_model
 from tasks.prune.shapes.widths import Matrices, choose_widths, removed
-from tasks.recipe import PruneOptions
+from tasks.prune_options import PruneOptions
 
 
 def options(sparsity: Any, **others: Any) -> dict[str, Any]:

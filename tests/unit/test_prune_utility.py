@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flows.preflight import check_utility
 from tasks.outside_code import find_source, source_digest
 from tasks.prune.sweep.sweep import FIT_PER_SCORED, choose_windows
-from tasks.recipe import PruneOptions
+from tasks.prune_options import PruneOptions
 from tasks.recipe_file import load_recipe
 from tasks.records import ModelRef, TextRef
 from tasks.stages import prune_stage

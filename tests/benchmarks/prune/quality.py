@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from tasks.models.checkpoint import load_model
 from tasks.plugins import plugin_names
 from tasks.prune.units.masking import masked
-from tasks.recipe import PruneOptions
+from tasks.prune_options import PruneOptions
 from tests.benchmarks.prune.cells import Cell, Cells
 from tests.benchmarks.prune.layer_dropping import drop_layers
 from tests.benchmarks.prune.scale import Scale

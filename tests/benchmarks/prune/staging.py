@@ -19,7 +19,8 @@ from tasks.corpus.text import tokenize_file
 from tasks.models.checkpoint import describe_model, load_model, load_tokenizer
 from tasks.prune.bench import Bench, Work, build_bench
 from tasks.prune.loss import measure_loss
-from tasks.recipe import PruneOptions, Recipe
+from tasks.prune_options import PruneOptions
+from tasks.recipe import Recipe
 from tasks.records import ModelRef, TextRef
 from tasks.stage import Stage, StageSpace
 from tasks.stages import prune_stage
