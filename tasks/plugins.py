@@ -24,6 +24,7 @@ KINDS = {
     "utility": ("tasks/prune/utilities", "measure"),
     "initializer": ("tasks/models/initializers", "initialize"),
     "loss": ("tasks/distill/losses", "loss"),
+    "encoding": ("tasks/models/quantized", "unpack"),
     "method": ("tasks/quantize/methods", "quantize"),
     "format": ("tasks/quantize/formats", "write"),
 }
@@ -96,6 +97,16 @@ def resolve_options(kind: str, name: str, options: dict[str, Any]) -> dict[str, 
             f"{kind} {name!r}: option {where!r}: {first['msg']}, got {first['input']!r}; "
             f"its options are {known}"
         ) from None
+
+
+@cache
+def plugin_constant(kind: str, name: str, constant: str) -> Any:
+    """Return what the plugin's file says in capitals, such as `CALIBRATED = True`."""
+    tree = ast.parse(plugin_path(kind, name).read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == constant:
+            return ast.literal_eval(node.value)
+    raise AssertionError(f"{kind} {name}: {constant} is not set")
 
 
 def uri_options(kind: str, name: str) -> list[str]:

@@ -107,7 +107,8 @@ class Export(Config):
     format: str
     """How they are written: `safetensors`, `compressed-tensors`, ..."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """The method's options; `dtype` is for whatever stays unquantized."""
+    """The method's options."""
+    format_options: dict[str, Any] = Field(default_factory=dict)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the parameters that stay unquantized."""
 

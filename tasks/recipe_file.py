@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from tasks.outside_code import find_source, is_outside
 from tasks.plugins import plugin_names, resolve_options, uri_options
+from tasks.quantize.pairing import check_pair
 from tasks.recipe import Export, Recipe, Step
 from tasks.recipe_parts import Plugin
 
@@ -132,8 +133,10 @@ def resolve(recipe: Recipe, folder: Path) -> Recipe:
 
     def export(chosen: Export) -> Export:
         options = resolve_options("method", chosen.method, chosen.options)
-        resolve_options("format", chosen.format, {})
-        return chosen.model_copy(update={"options": options})
+        format_options = resolve_options("format", chosen.format, chosen.format_options)
+        check_pair(chosen.method, chosen.format)
+        update = {"options": options, "format_options": format_options}
+        return chosen.model_copy(update=update)
 
     teacher = recipe.teacher
     if (folder / teacher.model).is_dir():

@@ -128,6 +128,7 @@ def quantize_stage(recipe: Recipe, export: Export, model: ModelRef, calibration:
             "method": export.method,
             "method_options": export.options,
             "format": export.format,
+            "format_options": export.format_options,
             "dtype": export.dtype,
             "num_windows": recipe.calibration.num_windows,
             "window": recipe.calibration.window,

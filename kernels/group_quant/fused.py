@@ -22,17 +22,42 @@ def absmax_scale(weight: torch.Tensor, bits: int, group_size: int | None) -> tor
     return torch.where(scale >= TINY, scale, 1.0)
 
 
-def quantize(weight: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
+def range_scale(weight: torch.Tensor, bits: int, group_size: int | None) -> torch.Tensor:
+    """Return the step of each group with a zero point, float32 [out, groups]."""
+    groups = weight.reshape(len(weight), -1, group_size or weight.shape[1])
+    low, high = groups.amin(dim=2).clamp(max=0), groups.amax(dim=2).clamp(min=0)
+    scale = (high - low) / (2**bits - 1)
+    return torch.where(scale >= TINY, scale, 1.0)
+
+
+def zero_point(weight: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
+    """Return the code that stands for 0, int8 [out, groups]."""
+    limit = 2 ** (bits - 1) - 1
+    low = weight.reshape(*scale.shape, -1).amin(dim=2).clamp(max=0)
+    zero: torch.Tensor = -limit - 1 - torch.round(low / scale)
+    return zero.clamp_(-limit - 1, limit).to(torch.int8)
+
+
+def quantize(
+    weight: torch.Tensor, scale: torch.Tensor, bits: int, zero: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return the nearest codes, int8 [out, in], of float32 weights under given steps."""
     limit = 2 ** (bits - 1) - 1
     groups = weight.reshape(*scale.shape, -1)
-    codes = torch.round(groups / scale[:, :, None]).clamp_(-limit - 1, limit)
-    return codes.to(torch.int8).flatten(1)
+    codes = torch.round(groups / scale[:, :, None])
+    if zero is not None:
+        codes += zero[:, :, None]
+    return codes.clamp_(-limit - 1, limit).to(torch.int8).flatten(1)
 
 
-def dequantize(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def dequantize(
+    codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return the weights that codes stand for, in the scale's dtype [out, in]."""
-    return (codes.reshape(*scale.shape, -1) * scale[:, :, None]).flatten(1)
+    groups = codes.reshape(*scale.shape, -1).to(scale.dtype)
+    if zero is not None:
+        groups = groups - zero[:, :, None]
+    return (groups * scale[:, :, None]).flatten(1)
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:

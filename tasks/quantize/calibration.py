@@ -4,7 +4,7 @@ The model goes block by block through its own quantized beginning, so that each 
 the inputs that it will see. One window at a time: no padding, and no mask that has a batch size.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from tasks.models.checkpoint import load_model
+from tasks.models.quantized_tensor import QuantizedTensor
 from tasks.quantize.decoder_blocks import find_blocks
-from tasks.quantize.quantized_tensor import QuantizedTensor
 
 
 @dataclass
@@ -72,14 +72,20 @@ def enter_model(
 @torch.no_grad()
 def advance(prefix: Prefix, tensors: Mapping[str, QuantizedTensor]) -> None:
     """Put the quantized weights into the next block and take the windows through it."""
-    for name, tensor in tensors.items():
-        weight = prefix.model.get_parameter(name)
-        weight.copy_(tensor.dequantize())
+    put_weights(prefix, tensors)
     prefix.streams = [run_block(prefix, stream) for stream in prefix.streams]
     prefix.next_block += 1
 
 
+@torch.no_grad()
+def put_weights(prefix: Prefix, tensors: Mapping[str, QuantizedTensor]) -> None:
+    """Make the model compute with what the tensors stand for."""
+    for name, tensor in tensors.items():
+        prefix.model.get_parameter(name).copy_(tensor.dequantize())
+
+
 def run_block(prefix: Prefix, stream: torch.Tensor) -> torch.Tensor:
+    """Take one window's residual stream [1, window, hidden] through the next block."""
     index = prefix.next_block
     output = prefix.blocks[index](stream, **prefix.arguments[index])
     entering_next: torch.Tensor = output[0] if isinstance(output, tuple) else output
@@ -87,27 +93,31 @@ def run_block(prefix: Prefix, stream: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def collect_hessians(prefix: Prefix, names: list[str]) -> dict[str, torch.Tensor]:
-    """Return per weight the sum of x x^T over the calibration tokens, float64 [in, in].
+def watch_inputs(
+    prefix: Prefix, names: Sequence[str], visit: Callable[[str, torch.Tensor], None]
+) -> dict[str, str]:
+    """Take the windows through the next block, and show what enters its linears.
 
-    Linears that get the same tensor, as q, k and v do, share one sum.
+    Args:
+        visit: Called with a weight's name and its input, float32 [tokens, in], window by window.
+            Linears that get the same tensor, as q, k and v do, are shown once.
+
+    Returns:
+        For each weight the name under which its input was shown, in the order in which they ran.
     """
-    first_reader: dict[str, str] = {}
-    sums: dict[str, torch.Tensor] = {}
+    shown_as: dict[str, str] = {}
     seen: list[tuple[str, torch.Tensor]] = []
 
-    def add(name: str, x: torch.Tensor) -> None:
-        if name not in first_reader:
-            first_reader[name] = next((n for n, tensor in seen if tensor is x), name)
+    def show(name: str, x: torch.Tensor) -> None:
+        if name not in shown_as:
+            shown_as[name] = next((n for n, tensor in seen if tensor is x), name)
             seen.append((name, x))
-        if first_reader[name] == name:
-            flat = x.flatten(0, -2).float()
-            product = (flat.T @ flat).double()
-            sums[name] = sums[name] + product if name in sums else product
+        if shown_as[name] == name:
+            visit(name, x.flatten(0, -2).float())
 
     hooks = [
         prefix.model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(
-            lambda module, args, name=name: add(name, args[0])
+            lambda module, args, name=name: show(name, args[0])
         )
         for name in names
     ]
@@ -116,4 +126,19 @@ def collect_hessians(prefix: Prefix, names: list[str]) -> dict[str, torch.Tensor
         seen.clear()
     for hook in hooks:
         hook.remove()
-    return {name: sums[first_reader[name]] for name in names}
+    return shown_as
+
+
+def collect_hessians(prefix: Prefix, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Return per weight the sum of x x^T over the calibration tokens, float64 [in, in].
+
+    Linears that get the same tensor share one sum.
+    """
+    sums: dict[str, torch.Tensor] = {}
+
+    def add(name: str, x: torch.Tensor) -> None:
+        product = (x.T @ x).double()
+        sums[name] = sums[name] + product if name in sums else product
+
+    shown_as = watch_inputs(prefix, names, add)
+    return {name: sums[shown_as[name]] for name in names}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,11 +13,12 @@ import torch
 from tasks.corpus.text import calibration_windows
 from tasks.errors import CheckpointError
 from tasks.models.checkpoint import copy_companions, describe_model, load_tokenizer
-from tasks.plugins import load_plugin
-from tasks.quantize.calibration import Prefix, advance, collect_hessians, enter_model
+from tasks.models.quantized_tensor import QuantizedTensor, from_bytes, to_bytes
+from tasks.plugins import load_plugin, plugin_constant
+from tasks.quantize.block import Block
+from tasks.quantize.calibration import Prefix, advance, enter_model
 from tasks.quantize.checkpoint_tensors import read_tensors, stored_names
 from tasks.quantize.decoder_blocks import Layout, find_layout
-from tasks.quantize.quantized_tensor import QuantizedTensor, from_bytes, to_bytes
 from tasks.records import ModelRef, TextRef
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ class BlockWork:
     blocks: list[list[str]]
     """Names of the weights to quantize, per decoder block."""
     method: str
-    method_options: dict[str, Any]
+    method_options: list[dict[str, Any]]
+    """Per decoder block."""
     dtype: torch.dtype
     store: Store
     units: str
@@ -67,13 +68,13 @@ def quantize_model(
         model_uri=model.uri,
         blocks=[list(block) for block in layout.blocks],
         method=options["method"],
-        method_options=options["method_options"],
+        method_options=[options["method_options"]] * len(layout.blocks),
         dtype=dtype,
         store=space.store,
         units=f"{space.prefix}/units/{GROUP}",
     )
     state: Callable[[], Prefix | None] = no_state
-    if needs_hessian(options["method"]):
+    if plugin_constant("method", options["method"], "CALIBRATED"):
         text = space.local(calibration.uri)
         ids = calibration_windows(
             text, load_tokenizer(source), options["num_windows"], options["window"]
@@ -90,16 +91,10 @@ def quantize_model(
     kept = [name for block in layout.blocks for name in block if name not in tensors]
     unquantized = layout.others + [name.removesuffix(".weight") for name in kept]
     write = load_plugin("format", options["format"])
-    facts = write(source, space.out, tensors, unquantized, dtype)
+    facts = write(source, space.out, tensors, unquantized, dtype, **options["format_options"])
     copy_companions(source, space.out)
     facts |= summarize(list(tensors.values()))
     return describe_model(space.out, space.output_uri(), model.num_parameters, **facts)
-
-
-def needs_hessian(method: str) -> bool:
-    """Tell whether a method is calibrated; its file says so as NEEDS_HESSIAN."""
-    module = importlib.import_module(load_plugin("method", method).__module__)
-    return bool(module.NEEDS_HESSIAN)
 
 
 def no_state() -> None:
@@ -135,19 +130,18 @@ def check_layout(source: Path, layout: Layout, method: str, group_size: int | No
 
 def quantize_block(work: BlockWork, prefix: Prefix | None, index: int) -> bytes:
     """Return one block's quantized weights as bytes; without a prefix, from the weights alone."""
-    hessians = {}
     if prefix is not None:
         while prefix.next_block < index:
             stored = work.store.read(f"{work.units}/{prefix.next_block:06d}")
             advance(prefix, from_bytes(stored))
-        hessians = collect_hessians(prefix, work.blocks[index])
+    device = "cpu" if prefix is None else prefix.model.device
+    weights = {
+        name: weight.to(device, torch.float32)
+        for name, weight in read_tensors(work.localize(work.model_uri), work.blocks[index])
+    }
     quantize = load_plugin("method", work.method)
-    tensors: dict[str, QuantizedTensor] = {}
-    for name, weight in read_tensors(work.localize(work.model_uri), work.blocks[index]):
-        done = quantize(weight.float(), hessians.get(name), work.dtype, **work.method_options)
-        if done is not None:
-            tensors[name] = done
-    return to_bytes(tensors)
+    block = Block(weights, work.dtype, prefix)
+    return to_bytes(quantize(block, **work.method_options[index]))
 
 
 def summarize(tensors: list[QuantizedTensor]) -> dict[str, float]:

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tasks.models.checkpoint import load_config
+from tasks.models.quantized.integer import IntegerTensor
 from tasks.quantize.checkpoint_tensors import cast, stored_names
 from tasks.quantize.decoder_blocks import find_layout
 from tasks.quantize.formats import compressed_tensors, safetensors
 from tasks.quantize.methods import absmax
-from tasks.quantize.quantized_tensor import QuantizedTensor
 
 COMPARE = """
 import sys, torch
@@ -31,14 +31,14 @@ for left, right in zip(sys.argv[1::2], sys.argv[2::2]):
 
 def quantize_all(
     source: Path, dtype: torch.dtype = torch.float32, **options: Any
-) -> tuple[dict[str, QuantizedTensor], list[str]]:
+) -> tuple[dict[str, IntegerTensor], list[str]]:
     """Round the blocks' weights to nearest; return them and the other linear modules."""
     layout = find_layout(source, trust_remote_code=False)
     weights = {
         name: tensor.float() for name, tensor in load_file(source / "model.safetensors").items()
     }
     names = [name for block in layout.blocks for name in block]
-    return {n: absmax.quantize(weights[n], None, dtype, **options) for n in names}, layout.others
+    return {n: absmax.round_weight(weights[n], dtype, **options) for n in names}, layout.others
 
 
 def write_both(source: Path, folder: Path, dtype: torch.dtype, **options: Any) -> tuple[Path, Path]:

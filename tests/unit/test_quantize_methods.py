@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from kernels.group_quant import fused
 from tasks.errors import CheckpointError
+from tasks.models.quantized.integer import IntegerTensor
+from tasks.models.quantized_tensor import effective_bits, from_bytes, to_bytes
+from tasks.quantize.block import round_scale
 from tasks.quantize.hessian import inverse_factor, relative_error
 from tasks.quantize.methods import absmax, gptq
-from tasks.quantize.quantized_tensor import QuantizedTensor, from_bytes, round_scale, to_bytes
 
 FP32 = torch.float32
 
@@ -35,8 +37,8 @@ def loss(weight: torch.Tensor, approximation: torch.Tensor, hessian: torch.Tenso
 def test_gptq_of_a_diagonal_hessian_rounds_to_nearest(group_size: int | None) -> None:
     weight, hessian = correlated_case()
     diagonal = hessian.diagonal().diag()
-    nearest = absmax.quantize(weight, None, FP32, bits=4, group_size=group_size)
-    done = gptq.quantize(weight, diagonal, FP32, group_size=group_size, clip_search=False)
+    nearest = absmax.round_weight(weight, FP32, bits=4, group_size=group_size)
+    done = gptq.quantize_weight(weight, diagonal, FP32, group_size=group_size, clip_search=False)
     assert torch.equal(done.codes, nearest.codes)
     assert torch.equal(done.scale, nearest.scale)
 
@@ -44,8 +46,8 @@ def test_gptq_of_a_diagonal_hessian_rounds_to_nearest(group_size: int | None) ->
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_gptq_leaves_weights_on_the_grid(bits: int) -> None:
     weight, hessian = correlated_case()
-    on_grid = absmax.quantize(weight, None, FP32, bits=bits, group_size=8)  # type: ignore[arg-type]
-    done = gptq.quantize(on_grid.dequantize(), hessian, FP32, bits=bits, group_size=8)  # type: ignore[arg-type]
+    on_grid = absmax.round_weight(weight, FP32, bits=bits, group_size=8)
+    done = gptq.quantize_weight(on_grid.dequantize(), hessian, FP32, bits=bits, group_size=8)
     assert torch.equal(done.codes, on_grid.codes)
     assert done.facts["output_error"] < 1e-12
 
@@ -70,7 +72,7 @@ def test_after_each_column_the_rest_is_the_best_it_can_be(
 @pytest.mark.parametrize("seed", range(5))
 def test_gptq_loses_at_least_what_the_optimum_loses(seed: int) -> None:
     weight, hessian = correlated_case(num_rows=1, num_columns=4, seed=seed)
-    done = gptq.quantize(weight, hessian, FP32, bits=2, group_size=None, clip_search=False)
+    done = gptq.quantize_weight(weight, hessian, FP32, bits=2, group_size=None, clip_search=False)
     values = [code * float(done.scale) for code in range(-2, 2)]
     candidates = torch.tensor(list(itertools.product(values, repeat=4)))
     optimum = min(loss(weight, row[None], hessian) for row in candidates)
@@ -83,12 +85,12 @@ def test_gptq_beats_rounding_to_nearest(
     seed: int, bits: int, act_order: bool, clip_search: bool
 ) -> None:
     weight, hessian = correlated_case(num_rows=16, seed=seed)
-    nearest = absmax.quantize(weight, None, FP32, bits=bits, group_size=8)  # type: ignore[arg-type]
-    done = gptq.quantize(
+    nearest = absmax.round_weight(weight, FP32, bits=bits, group_size=8)
+    done = gptq.quantize_weight(
         weight,
         hessian,
         FP32,
-        bits=bits,  # type: ignore[arg-type]
+        bits=bits,
         group_size=8,
         act_order=act_order,
         clip_search=clip_search,
@@ -102,8 +104,8 @@ def test_gptq_beats_rounding_to_nearest(
 def test_gptq_codes_move_with_their_columns() -> None:
     weight, hessian = correlated_case()
     order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
-    done = gptq.quantize(weight, hessian, FP32, group_size=None)
-    moved = gptq.quantize(weight[:, order], hessian[order][:, order], FP32, group_size=None)
+    done = gptq.quantize_weight(weight, hessian, FP32, group_size=None)
+    moved = gptq.quantize_weight(weight[:, order], hessian[order][:, order], FP32, group_size=None)
     assert torch.equal(moved.codes, done.codes[:, order])
 
 
@@ -111,10 +113,10 @@ def test_columns_that_saw_nothing_are_rounded_to_nearest() -> None:
     weight, hessian = correlated_case()
     dead = [3, 17, 39]
     hessian[dead], hessian[:, dead] = 0, 0
-    nearest = absmax.quantize(weight, None, FP32, bits=4, group_size=8)
-    done = gptq.quantize(weight, hessian, FP32, group_size=8, clip_search=False)
+    nearest = absmax.round_weight(weight, FP32, bits=4, group_size=8)
+    done = gptq.quantize_weight(weight, hessian, FP32, group_size=8, clip_search=False)
     assert torch.equal(done.codes[:, dead], nearest.codes[:, dead])
-    nothing = gptq.quantize(weight, torch.zeros_like(hessian), FP32, group_size=8)
+    nothing = gptq.quantize_weight(weight, torch.zeros_like(hessian), FP32, group_size=8)
     assert torch.equal(nothing.codes, nearest.codes)
 
 
@@ -152,7 +154,7 @@ def test_clipping_never_raises_the_weighted_error() -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_codes_are_chosen_for_the_step_that_is_stored(dtype: torch.dtype, bits: int) -> None:
     weight, _ = correlated_case()
-    done = absmax.quantize(weight, None, dtype, bits=bits)  # type: ignore[arg-type]
+    done = absmax.round_weight(weight, dtype, bits=bits)
     assert done.scale.dtype == dtype
     error = (weight - done.dequantize()).abs()
     assert (error <= done.scale.float() * 0.5001).all()
@@ -169,15 +171,15 @@ def test_a_step_that_the_dtype_cannot_hold() -> None:
 )
 def test_effective_bits(bits: int, group_size: int, expected: float) -> None:
     codes, scale = torch.zeros(4, 256, dtype=torch.int8), torch.ones(4, 256 // group_size)
-    tensor = QuantizedTensor(codes, scale.half(), bits, group_size, {})
-    assert tensor.effective_bits == expected
+    tensor = IntegerTensor(codes, scale.half(), bits, group_size, {})
+    assert effective_bits({"weight": tensor}) == expected
 
 
 def test_bytes_bring_back_the_same_tensors() -> None:
     weight, hessian = correlated_case()
     tensors = {
-        "b.weight": gptq.quantize(weight, hessian, torch.bfloat16, group_size=8),
-        "a.weight": absmax.quantize(weight, None, torch.float16, bits=8),
+        "b.weight": gptq.quantize_weight(weight, hessian, torch.bfloat16, group_size=8),
+        "a.weight": absmax.round_weight(weight, torch.float16, bits=8),
     }
     data = to_bytes(tensors)
     back = from_bytes(data)

@@ -74,6 +74,7 @@ def export(text_file: Path, tmp_path: Path) -> Callable[..., Exported]:
             "method": method,
             "method_options": resolve_options("method", method, method_options),
             "format": export_format,
+            "format_options": {},
             "dtype": dtype,
             "num_windows": 8,
             "window": 32,
@@ -220,7 +221,7 @@ def test_hessians_are_sums_over_the_inputs_behind_the_quantized_prefix(tiny_llam
     prefix = enter_model(Path, str(tiny_llama), ids, trust_remote_code=False)
     model = load_model(tiny_llama)
     first = {
-        name: absmax.quantize(model.get_parameter(name).detach(), None, torch.float32, bits=2)
+        name: absmax.round_weight(model.get_parameter(name).detach(), torch.float32, bits=2)
         for name in layout.blocks[0]
     }
     advance(prefix, first)

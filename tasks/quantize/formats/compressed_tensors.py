@@ -12,8 +12,11 @@ import torch
 
 from kernels.group_quant.fused import pack
 from tasks.models.checkpoint import load_config
+from tasks.models.quantized.integer import IntegerTensor
+from tasks.models.quantized_tensor import QuantizedTensor, effective_bits
 from tasks.quantize.checkpoint_tensors import cast, read_tensors, write_checkpoint
-from tasks.quantize.quantized_tensor import QuantizedTensor
+
+HOLDS = ("integer", "plain")
 
 
 def write(
@@ -33,48 +36,57 @@ def write(
     Raises:
         ValueError: nothing is quantized, or a weight is too large for the dtype.
     """
-    schemes = {(tensor.bits, tensor.group_size) for tensor in quantized.values()}
+    schemes: dict[tuple[int, int | None], list[str]] = {}
+    for name, weight in quantized.items():
+        if isinstance(weight, IntegerTensor):
+            schemes.setdefault((weight.bits, weight.group_size), []).append(name)
     if not schemes:
         raise ValueError(
             "format compressed-tensors: no weight is quantized; "
             "use format safetensors, or a method such as absmax or gptq"
         )
-    ((bits, group_size),) = schemes
     tensors, num_flushed = {}, 0
-    for name, tensor in read_tensors(source):
-        if name in quantized:
-            codes = quantized[name].codes
-            tensors[f"{name}_packed"] = pack(codes, bits)
-            tensors[f"{name}_scale"] = quantized[name].scale
-            tensors[f"{name}_shape"] = torch.tensor(codes.shape)
+    for name, value in read_tensors(source):
+        tensor: QuantizedTensor | None = quantized.get(name)
+        if isinstance(tensor, IntegerTensor):
+            tensors[f"{name}_packed"] = pack(tensor.codes, tensor.bits)
+            tensors[f"{name}_scale"] = tensor.scale
+            tensors[f"{name}_shape"] = torch.tensor(tensor.codes.shape)
         else:
-            tensors[name], flushed = cast(name, tensor, dtype)
+            value = value if tensor is None else tensor.dequantize()
+            tensors[name], flushed = cast(name, value, dtype)
             num_flushed += flushed
-    config = load_config(source) | {
-        "quantization_config": describe_scheme(bits, group_size, unquantized)
-    }
+    config = load_config(source) | {"quantization_config": describe_schemes(schemes, unquantized)}
     write_checkpoint(out, config, tensors, dtype)
-    stored = sum(tensor.effective_bits * tensor.codes.numel() for tensor in quantized.values())
-    num_weights = sum(tensor.codes.numel() for tensor in quantized.values())
-    return {"num_flushed": num_flushed, "effective_bits": stored / num_weights}
+    packed = {name: quantized[name] for names in schemes.values() for name in names}
+    return {"num_flushed": num_flushed, "effective_bits": effective_bits(packed)}
 
 
-def describe_scheme(
-    bits: int, group_size: int | None, unquantized: Sequence[str]
+def describe_schemes(
+    schemes: Mapping[tuple[int, int | None], Sequence[str]], unquantized: Sequence[str]
 ) -> dict[str, object]:
-    """Return the `quantization_config` of config.json."""
-    weights = {
-        "num_bits": bits,
-        "type": "int",
-        "symmetric": True,
-        "strategy": "channel" if group_size is None else "group",
-        "group_size": group_size,
-        "dynamic": False,
-    }
+    """Return the `quantization_config` of config.json.
+
+    Args:
+        schemes: Names of weights by their bits and group size.
+    """
+    groups = {}
+    for number, ((bits, group_size), names) in enumerate(schemes.items()):
+        weights = {
+            "num_bits": bits,
+            "type": "int",
+            "symmetric": True,
+            "strategy": "channel" if group_size is None else "group",
+            "group_size": group_size,
+            "dynamic": False,
+        }
+        modules = sorted(name.removesuffix(".weight") for name in names)
+        targets = ["Linear"] if len(schemes) == 1 else modules
+        groups[f"group_{number}"] = {"targets": targets, "weights": weights}
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "config_groups": groups,
         "ignore": sorted(unquantized),
     }

@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 
 from tasks.models.checkpoint import load_config
+from tasks.models.quantized_tensor import QuantizedTensor
 from tasks.quantize.checkpoint_tensors import cast, read_tensors, write_checkpoint
-from tasks.quantize.quantized_tensor import QuantizedTensor
+
+HOLDS = ("integer", "plain")
 
 
 def write(

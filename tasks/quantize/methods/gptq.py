@@ -12,10 +12,13 @@ import torch
 from pydantic import Field
 
 from kernels.group_quant import fused
+from tasks.models.quantized.integer import IntegerTensor
+from tasks.quantize.block import Block, Quantized, round_scale
+from tasks.quantize.calibration import collect_hessians
 from tasks.quantize.hessian import inverse_factor, relative_error
-from tasks.quantize.quantized_tensor import QuantizedTensor, round_scale
 
-NEEDS_HESSIAN = True
+CALIBRATED = True
+ENCODINGS = ("integer",)
 
 BLOCK_COLUMNS = 128
 """Columns whose updates reach the rest of the matrix together."""
@@ -24,23 +27,17 @@ SHRINKS = [1 - step / 40 for step in range(21)]
 
 
 def quantize(
-    weight: torch.Tensor,
-    hessian: torch.Tensor | None,
-    scale_dtype: torch.dtype,
+    block: Block,
     *,
     bits: Literal[8, 4, 3, 2] = 4,
     group_size: Annotated[int, Field(gt=0)] | None = 128,
     act_order: bool = True,
     clip_search: bool = True,
     damping: Annotated[float, Field(gt=0)] = 0.01,
-) -> QuantizedTensor:
-    """Quantize a weight [out, in] so that the layer's outputs on the calibration text stay close.
-
-    Steps are fixed from the incoming weight, so columns keep their place on disk whatever the order
-    in which they are rounded. A column whose input was always 0 is rounded to nearest.
+) -> Quantized:
+    """Quantize each weight so that the layer's outputs on the calibration text stay close.
 
     Args:
-        hessian: Sum of x x^T over the calibration tokens, float64 [in, in].
         bits: Bits per code.
         group_size: Columns that share a step; None for one step per row.
         act_order: Round the columns with the largest mean square input first.
@@ -50,7 +47,33 @@ def quantize(
     Reference: Frantar et al. 2022, arXiv 2210.17323, algorithm 1; static groups and activation
         order as in the authors' code.
     """
-    assert hessian is not None
+    hessians = collect_hessians(block.calibrated, list(block.weights))
+    return {
+        name: quantize_weight(
+            weight, hessians[name], block.dtype, bits, group_size, act_order, clip_search, damping
+        )
+        for name, weight in block.weights.items()
+    }
+
+
+def quantize_weight(
+    weight: torch.Tensor,
+    hessian: torch.Tensor,
+    scale_dtype: torch.dtype,
+    bits: int = 4,
+    group_size: int | None = 128,
+    act_order: bool = True,
+    clip_search: bool = True,
+    damping: float = 0.01,
+) -> IntegerTensor:
+    """Quantize a weight [out, in]; the arguments that are not given here are `quantize`'s.
+
+    Steps are fixed from the incoming weight, so columns keep their place on disk whatever the order
+    in which they are rounded. A column whose input was always 0 is rounded to nearest.
+
+    Args:
+        hessian: Sum of x x^T over the calibration tokens, float64 [in, in].
+    """
     importance = hessian.diagonal()
     weight = weight.to(hessian)
     scale = fused.absmax_scale(weight.float(), bits, group_size)
@@ -68,7 +91,7 @@ def quantize(
 
     error = relative_error(weight, fused.dequantize(codes, scale.float()), hessian)
     facts = {"output_error": error, "damping": used}
-    return QuantizedTensor(codes.cpu(), scale.cpu(), bits, group_size, facts)
+    return IntegerTensor(codes.cpu(), scale.cpu(), bits, group_size, facts)
 
 
 def round_columns(
