@@ -8,8 +8,8 @@ import importlib
 import torch
 
 from tests.benchmarks.prune.scale import FULL, SMOKE
-from tests.benchmarks.prune.subjects import find_subjects
-from tests.benchmarks.prune.tables import as_text, write_tables
+from tests.benchmarks.subjects import find_subjects
+from tests.benchmarks.tables import as_text, write_tables
 
 PARTS = ("quality", "recovery", "over_time", "throughput", "scaling", "memory")
 
@@ -37,7 +37,7 @@ def main() -> None:
         tables = module.run(subjects, SMOKE if given.smoke else FULL)
         print(f"\n{as_text(tables)}\n", flush=True)
         if given.write:
-            write_tables(part, tables)
+            write_tables("prune", part, tables)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,17 @@ import subprocess
 import sys
 from functools import partial
 
-from tests.benchmarks.prune.cells import Cell, Cells
+from tests.benchmarks.cells import Cell, Cells
 from tests.benchmarks.prune.scale import Scale
-from tests.benchmarks.prune.subjects import ROOT, Subject
-from tests.benchmarks.prune.tables import Table, table
+from tests.benchmarks.subjects import ROOT, Subject
+from tests.benchmarks.tables import Table, table
 
 BIG = "random 0.5B Llama shape"
 TASKS = ("sweep", "taylor")
 
 
 def run(subjects: list[Subject], scale: Scale) -> list[Table]:
-    cells = Cells("memory", scale)
+    cells = Cells("prune", "memory", scale.name)
     rows = []
     for name in [*(subject.name for subject in subjects), BIG]:
         for task in TASKS:

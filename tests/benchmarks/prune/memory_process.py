@@ -19,7 +19,7 @@ from tasks.prune.unit_statistics import Calibrated, measure_inputs
 from tests.benchmarks.prune.memory import BIG
 from tests.benchmarks.prune.scale import FULL, SMOKE, Scale
 from tests.benchmarks.prune.staging import build_subject_bench, stage_options
-from tests.benchmarks.prune.subjects import Subject, find_subjects
+from tests.benchmarks.subjects import Subject, find_subjects
 
 BIG_OPTIONS = {"num_submodels": 2, "submodels_per_unit": 2, "windows_per_submodel": 1}
 BIG_WINDOW = 128

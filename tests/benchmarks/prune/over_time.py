@@ -14,25 +14,20 @@ from tasks.prune.criteria.bonsai import refine
 from tasks.prune.sweep.sampling import choose_best
 from tasks.prune.unit_statistics import calibrate
 from tasks.prune.units.masking import masked
-from tests.benchmarks.prune.cells import Cell, Cells
+from tests.benchmarks.cells import Cell, Cells
 from tests.benchmarks.prune.scale import Scale
-from tests.benchmarks.prune.staging import (
-    build_subject_bench,
-    measure_folder,
-    measure_heldout,
-    run_prune,
-    stage_options,
-)
-from tests.benchmarks.prune.subjects import Subject
-from tests.benchmarks.prune.tables import Table, table
+from tests.benchmarks.prune.staging import build_subject_bench, run_prune, stage_options
 from tests.benchmarks.prune.timeline import draw_curves
+from tests.benchmarks.subjects import Subject
+from tests.benchmarks.tables import Table, table
+from tests.benchmarks.workbench import measure_folder, measure_heldout
 
 PERCENT = 50
 SEED = 0
 
 
 def run(subjects: list[Subject], scale: Scale) -> list[Table]:
-    cells = Cells("over_time", scale)
+    cells = Cells("prune", "over_time", scale.name)
     return [tabulate(cells, subject, scale) for subject in subjects]
 
 
@@ -55,7 +50,7 @@ def tabulate(cells: Cells, subject: Subject, scale: Scale) -> Table:
     published = cells.compute(
         subject.name, "bonsai", measure=lambda: {"points": measure_bonsai(subject, scale)}
     )["points"]
-    dense = measure_heldout(load_model(subject.folder), subject, scale)
+    dense = measure_heldout(load_model(subject.folder), subject, scale.heldout_windows)
     curves = {
         "ours": [(point["seconds"], point["nats"] - dense) for point in ours],
         "bonsai": [(point["seconds"], point["nats"] - dense) for point in published],
@@ -80,7 +75,7 @@ def measure_budget(options: dict[str, Any], subject: Subject, scale: Scale) -> C
         chosen = {"submodels_per_unit": smallest} | options
         stage = stage_options(subject, PERCENT, chosen, SEED, scale, scratch)
         pruned = run_prune(stage, scratch)
-        nats = measure_folder(pruned.folder, subject, scale)
+        nats = measure_folder(pruned.folder, subject, scale.heldout_windows)
         shape = pruned.record.facts["shape"]
         return {"seconds": pruned.seconds, "nats": nats, "shape": shape}
 
@@ -100,7 +95,7 @@ def measure_bonsai(subject: Subject, scale: Scale) -> list[Cell]:
             seconds = time.perf_counter() - began - paused
             kept = choose_best([np.array(scores) for scores in importance], num_kept)
             with masked(bench.model, bench.sublayers, kept):
-                nats = measure_heldout(bench.model, subject, scale)
+                nats = measure_heldout(bench.model, subject, scale.heldout_windows)
             points.append({"name": f"bonsai, round {number}", "seconds": seconds, "nats": nats})
             paused = time.perf_counter() - began - seconds
         return points

@@ -14,19 +14,14 @@ from tasks.models.checkpoint import load_model
 from tasks.plugins import plugin_names
 from tasks.prune.units.masking import masked
 from tasks.prune_options import PruneOptions
-from tests.benchmarks.prune.cells import Cell, Cells
+from tests.benchmarks.cells import Cell, Cells
 from tests.benchmarks.prune.layer_dropping import drop_layers
 from tests.benchmarks.prune.scale import Scale
-from tests.benchmarks.prune.staging import (
-    build_subject_bench,
-    measure_folder,
-    measure_heldout,
-    run_prune,
-    stage_options,
-)
-from tests.benchmarks.prune.subjects import Subject
-from tests.benchmarks.prune.tables import Table, table
+from tests.benchmarks.prune.staging import build_subject_bench, run_prune, stage_options
 from tests.benchmarks.prune.unstructured import UNSTRUCTURED
+from tests.benchmarks.subjects import Subject
+from tests.benchmarks.tables import Table, table
+from tests.benchmarks.workbench import measure_folder, measure_heldout
 
 PRIOR: str = PruneOptions.model_fields["criterion"].default.name
 OFTEN = ("activation_norm", "bonsai")
@@ -64,7 +59,7 @@ def list_methods(scale: Scale) -> Iterator[Method]:
 
 
 def run(subjects: list[Subject], scale: Scale) -> list[Table]:
-    cells = Cells("quality", scale)
+    cells = Cells("prune", "quality", scale.name)
     return [
         tabulate(cells, subject, percent, scale)
         for subject in subjects
@@ -73,7 +68,7 @@ def run(subjects: list[Subject], scale: Scale) -> list[Table]:
 
 
 def tabulate(cells: Cells, subject: Subject, percent: int, scale: Scale) -> Table:
-    measure = partial(measure_heldout, load_model(subject.folder), subject, scale)
+    measure = partial(measure_heldout, load_model(subject.folder), subject, scale.heldout_windows)
     dense = cells.compute(subject.name, "dense", measure=lambda: {"nats": measure()})["nats"]
     rows, shapes = [], set()
     for method in list_methods(scale):
@@ -124,7 +119,7 @@ def measure_method(method: Method, subject: Subject, percent: int, seed: int, sc
             pruned = run_prune(stage, scratch)
             facts = pruned.record.facts
             return {
-                "nats": measure_folder(pruned.folder, subject, scale),
+                "nats": measure_folder(pruned.folder, subject, scale.heldout_windows),
                 "seconds": pruned.seconds,
                 "shape": facts["shape"],
                 "sparsity": facts["sparsity_got_all"],
@@ -145,12 +140,12 @@ def measure_own(
     if name.startswith("unstructured"):
         UNSTRUCTURED[name.split()[1]](model, ids, removed)
         seconds = time.perf_counter() - began
-        nats = measure_heldout(model, subject, scale)
+        nats = measure_heldout(model, subject, scale.heldout_windows)
         return {"nats": nats, "seconds": seconds, "shape": "", "sparsity": removed}
     dropped = drop_layers(model, sublayers, ids, removed)
     seconds = time.perf_counter() - began
     with masked(model, sublayers, dropped.kept):
-        nats = measure_heldout(model, subject, scale)
+        nats = measure_heldout(model, subject, scale.heldout_windows)
     return {
         "nats": nats,
         "seconds": seconds,

@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
-from tests.benchmarks.prune.cells import Cell, Cells
+from tests.benchmarks.cells import Cell, Cells
 from tests.benchmarks.prune.scale import Scale
-from tests.benchmarks.prune.staging import rotate_text
-from tests.benchmarks.prune.subjects import WINDOW, Subject
-from tests.benchmarks.prune.tables import Table, table
+from tests.benchmarks.subjects import WINDOW, Subject
+from tests.benchmarks.tables import Table, table
+from tests.benchmarks.workbench import rotate_text
 from tests.integration.pipeline import Workplace
 
 PERCENT = 50
@@ -23,7 +23,7 @@ NAMES = ("activation_norm", "bonsai", "taylor", "magnitude", "random")
 
 
 def run(subjects: list[Subject], scale: Scale) -> list[Table]:
-    cells = Cells("recovery", scale)
+    cells = Cells("prune", "recovery", scale.name)
     return [tabulate(cells, subject, scale) for subject in subjects]
 
 

@@ -16,11 +16,12 @@ from infra.ray_cluster import RayExecutor
 from tasks.prune.bench import Bench, Work, build_bench
 from tasks.prune.sweep.sweep import Choice, SweepUnit, cut_units, score_unit
 from tasks.prune.unit_statistics import measure_inputs
-from tests.benchmarks.prune.cells import Cell, Cells
+from tests.benchmarks.cells import Cell, Cells
 from tests.benchmarks.prune.scale import Scale
-from tests.benchmarks.prune.staging import build_subject_bench, make_space, stage_options
-from tests.benchmarks.prune.subjects import Subject
-from tests.benchmarks.prune.tables import Table, table
+from tests.benchmarks.prune.staging import build_subject_bench, stage_options
+from tests.benchmarks.subjects import Subject
+from tests.benchmarks.tables import Table, table
+from tests.benchmarks.workbench import make_space
 
 PERCENT = 50
 
@@ -42,7 +43,7 @@ def score_timed(bench: Bench, unit: SweepUnit) -> Timed:
 
 
 def run(subjects: list[Subject], scale: Scale) -> list[Table]:
-    cells = Cells("scaling", scale)
+    cells = Cells("prune", "scaling", scale.name)
     rows = []
     for subject in subjects:
         found = [
@@ -81,7 +82,7 @@ def measure_workers(subject: Subject, num_workers: int, scale: Scale) -> Cell:
         num_kept = [subject.shapes[PERCENT][s.kind] for s in bench.sublayers]
         units = cut_units(Choice(importance, num_kept, [False] * len(num_kept)), stage.options)
         model, text = stage.inputs["model"], stage.inputs["calibration"]
-        localizer = make_space(FileStore(f"file://{scratch}"), scratch).localizer
+        localizer = make_space(FileStore(f"file://{scratch}"), scratch, "prune").localizer
         work = Work(localizer, model.uri, text.uri, stage.options)
         executor = RayExecutor("local", num_workers, 0, 1, scratch)
         try:

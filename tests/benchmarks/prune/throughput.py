@@ -26,11 +26,11 @@ from tasks.prune.sweep.learning import FFN_SPREADS
 from tasks.prune.sweep.regression import fit_utilities
 from tasks.prune.sweep.sweep import Choice, cut_units, list_submodels, score_unit
 from tasks.prune.units.masking import masked
-from tests.benchmarks.prune.cells import Cell, Cells
+from tests.benchmarks.cells import Cell, Cells
 from tests.benchmarks.prune.scale import Scale
 from tests.benchmarks.prune.staging import build_subject_bench, stage_options
-from tests.benchmarks.prune.subjects import Subject
-from tests.benchmarks.prune.tables import Table, table
+from tests.benchmarks.subjects import Subject
+from tests.benchmarks.tables import Table, table
 
 Array = NDArray[np.float64]
 DENSITIES = (0.5, 0.9)
@@ -53,7 +53,7 @@ class Measured(NamedTuple):
 
 
 def run(subjects: list[Subject], scale: Scale) -> list[Table]:
-    cells = Cells("throughput", scale)
+    cells = Cells("prune", "throughput", scale.name)
     rows = []
     for subject in subjects:
         for density in DENSITIES:

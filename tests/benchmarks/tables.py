@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tests.benchmarks.prune.subjects import ROOT
+from tests.benchmarks.subjects import ROOT
 
 RESULTS = ROOT / "docs/results.md"
 
@@ -24,13 +24,13 @@ def as_text(tables: list[Table]) -> str:
     return "\n\n".join("\n".join([f"**{t.title}**", "", *t.lines]) for t in tables)
 
 
-def write_tables(part: str, tables: list[Table]) -> None:
+def write_tables(benchmark: str, part: str, tables: list[Table]) -> None:
     """Put a part's tables between its marks in the results.
 
     Raises:
         ValueError: the marks are not there.
     """
-    begin, end = f"<!-- bench-prune {part} -->", f"<!-- end of {part} -->"
+    begin, end = f"<!-- bench-{benchmark} {part} -->", f"<!-- end of {part} -->"
     page = RESULTS.read_text(encoding="utf-8")
     before, found, rest = page.partition(begin)
     _, closed, after = rest.partition(end)
