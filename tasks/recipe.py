@@ -100,6 +100,17 @@ class Step(Config):
         return "prune" if self.prune else "distill"
 
 
+class MixedPrecision(Config):
+    """A width for each weight, by how much it costs in loss, instead of one for all."""
+
+    bytes: Count
+    """What the export's weights may take on disk, those that are not quantized included."""
+    bits: Annotated[list[Literal[2, 3, 4, 8]], Field(min_length=2)] = Field(default=[2, 3, 4, 8])
+    """Widths to choose from; the method must have them."""
+    num_windows: Count = 16
+    """Calibration windows on which each width's loss is measured."""
+
+
 class Export(Config):
     name: Name
     method: str
@@ -109,6 +120,10 @@ class Export(Config):
     options: dict[str, Any] = Field(default_factory=dict)
     """The method's options."""
     format_options: dict[str, Any] = Field(default_factory=dict)
+    mixed_precision: MixedPrecision | None = None
+    """Overrides the method's `bits`, weight by weight."""
+    train: DistillOptions | None = None
+    """Before it is quantized, the model is trained through the method's own rounding."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the parameters that stay unquantized."""
 
@@ -148,6 +163,10 @@ class Cluster(Config):
     """Worker processes, for units of work and for training."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
     threads_per_worker: Count = 1
+    offload: Literal["none", "layers"] = "none"
+    """`layers`: a model that is pruned need not fit into a worker's memory. Its blocks' weights
+    stay in the checkpoint's files, mapped into memory, and come to where the worker computes one
+    block at a time. Slower by the reading; the results are the same."""
 
 
 class Recipe(Config):

@@ -9,9 +9,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tasks.outside_code import find_source, is_outside
-from tasks.plugins import plugin_names, resolve_options, uri_options
+from tasks.plugins import plugin_constant, plugin_names, resolve_options, uri_options
 from tasks.quantize.pairing import check_pair
-from tasks.recipe import Export, Recipe, Step
+from tasks.recipe import DistillOptions, Export, Recipe, Step
 from tasks.recipe_parts import Plugin
 
 
@@ -111,6 +111,30 @@ def check_utility(name: str) -> None:
         )
 
 
+def check_trainable(export: Export) -> None:
+    """Make sure that a model can be trained through an export's rounding.
+
+    Raises:
+        ValueError: the rounding is not fixed by the weights alone.
+    """
+    rounders = [
+        name
+        for name in plugin_names("method")
+        if not plugin_constant("method", name, "CALIBRATED")
+        and plugin_constant("method", name, "ENCODINGS")
+    ]
+    if export.method not in rounders:
+        raise ValueError(
+            f"exports: {export.name}: train: expected a method that rounds by the weights alone, "
+            f"got {export.method}; choose from {rounders}, or leave out train"
+        )
+    if export.mixed_precision:
+        raise ValueError(
+            f"exports: {export.name}: train: the widths of mixed_precision are chosen after the "
+            "training; leave out one of the two"
+        )
+
+
 def resolve(recipe: Recipe, folder: Path) -> Recipe:
     """Check every plugin, fill in its options, and make relative paths absolute."""
 
@@ -119,6 +143,11 @@ def resolve(recipe: Recipe, folder: Path) -> Recipe:
         uris = {n: resolve_uri(done.options[n], folder) for n in uri_options(kind, done.name)}
         return done.model_copy(update={"options": done.options | uris})
 
+    def distill(chosen: DistillOptions) -> DistillOptions:
+        losses = [plugin("loss", loss) for loss in chosen.losses]
+        initializer = plugin("initializer", chosen.initializer)
+        return chosen.model_copy(update={"losses": losses, "initializer": initializer})
+
     def step(chosen: Step) -> Step:
         if chosen.prune:
             criterion = plugin("criterion", chosen.prune.criterion)
@@ -126,16 +155,18 @@ def resolve(recipe: Recipe, folder: Path) -> Recipe:
             prune = chosen.prune.model_copy(update={"criterion": criterion})
             return Step(prune=prune)
         assert chosen.distill
-        losses = [plugin("loss", loss) for loss in chosen.distill.losses]
-        initializer = plugin("initializer", chosen.distill.initializer)
-        update = {"losses": losses, "initializer": initializer}
-        return Step(distill=chosen.distill.model_copy(update=update))
+        return Step(distill=distill(chosen.distill))
 
     def export(chosen: Export) -> Export:
         options = resolve_options("method", chosen.method, chosen.options)
         format_options = resolve_options("format", chosen.format, chosen.format_options)
         check_pair(chosen.method, chosen.format)
+        for bits in chosen.mixed_precision.bits if chosen.mixed_precision else []:
+            resolve_options("method", chosen.method, chosen.options | {"bits": bits})
         update = {"options": options, "format_options": format_options}
+        if chosen.train:
+            check_trainable(chosen)
+            update["train"] = distill(chosen.train)
         return chosen.model_copy(update=update)
 
     teacher = recipe.teacher

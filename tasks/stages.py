@@ -4,6 +4,8 @@ A table of contents. Building a stage imports nothing heavy, so `plan` and a run
 is a hit never import torch or Ray. What says where, when or for whom (cluster, publish) stays out.
 """
 
+from dataclasses import replace
+
 from tasks.outside_code import is_outside, source_digest
 from tasks.plugins import uri_options
 from tasks.prune_options import PruneOptions
@@ -81,6 +83,7 @@ def prune_stage(
             ("criterion", options.criterion.name),
             *(() if is_outside(utility) else (("utility", utility),)),
         ),
+        execution={"offload": recipe.cluster.offload},
     )
 
 
@@ -120,6 +123,21 @@ def from_scratch(options: DistillOptions) -> DistillOptions:
     )
 
 
+def train_export_stage(
+    recipe: Recipe, export: Export, teacher: ModelRef, student: ModelRef, corpus: CorpusRef
+) -> Stage:
+    """The export's own training, through the rounding that the export will meet."""
+    assert export.train
+    stage = distill_stage(recipe, export.train, teacher, student, corpus)
+    rounding = {"method": export.method, "options": export.options, "dtype": export.dtype}
+    return replace(
+        stage,
+        entry="tasks.distill.rounded_distillation:distill_rounded",
+        options=stage.options | {"rounding": rounding},
+        plugins=(*stage.plugins, ("method", export.method)),
+    )
+
+
 def quantize_stage(recipe: Recipe, export: Export, model: ModelRef, calibration: TextRef) -> Stage:
     return Stage(
         name="quantize",
@@ -129,6 +147,7 @@ def quantize_stage(recipe: Recipe, export: Export, model: ModelRef, calibration:
             "method_options": export.options,
             "format": export.format,
             "format_options": export.format_options,
+            "mixed_precision": export.mixed_precision and export.mixed_precision.model_dump(),
             "dtype": export.dtype,
             "num_windows": recipe.calibration.num_windows,
             "window": recipe.calibration.window,

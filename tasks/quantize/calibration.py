@@ -5,7 +5,7 @@ the inputs that it will see. One window at a time: no padding, and no mask that 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,16 +129,40 @@ def watch_inputs(
     return shown_as
 
 
+def shared_inputs(prefix: Prefix, names: Sequence[str]) -> list[list[str]]:
+    """Return the next block's weights in the order in which they run, by the input they share.
+
+    Those that no calibration token reaches come last, each by itself.
+    """
+    shown_as: dict[str, str] = {}
+    for stream in prefix.streams:
+        if len(shown_as) == len(names):
+            break
+        left = [name for name in names if name not in shown_as]
+        shown_as |= watch_inputs(replace(prefix, streams=[stream]), left, lambda name, x: None)
+    groups: dict[str, list[str]] = {}
+    for name in [*shown_as, *(name for name in names if name not in shown_as)]:
+        groups.setdefault(shown_as.get(name, name), []).append(name)
+    return list(groups.values())
+
+
 def collect_hessians(prefix: Prefix, names: Sequence[str]) -> dict[str, torch.Tensor]:
     """Return per weight the sum of x x^T over the calibration tokens, float64 [in, in].
 
-    Linears that get the same tensor share one sum.
+    Linears that get the same tensor share one sum; it is 0 where no token came by.
     """
     sums: dict[str, torch.Tensor] = {}
 
     def add(name: str, x: torch.Tensor) -> None:
-        product = (x.T @ x).double()
-        sums[name] = sums[name] + product if name in sums else product
+        product = x.T @ x
+        if name not in sums:
+            sums[name] = product.double()
+        else:
+            sums[name] += product
 
     shown_as = watch_inputs(prefix, names, add)
-    return {name: sums[shown_as[name]] for name in names}
+    for name in names:
+        if name not in shown_as:
+            weight = prefix.model.get_parameter(name)
+            sums[name] = weight.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float64)
+    return {name: sums[shown_as.get(name, name)] for name in names}

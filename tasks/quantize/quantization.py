@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,34 +14,18 @@ from tasks.errors import CheckpointError
 from tasks.models.checkpoint import copy_companions, describe_model, load_tokenizer
 from tasks.models.quantized_tensor import QuantizedTensor, from_bytes, to_bytes
 from tasks.plugins import load_plugin, plugin_constant
-from tasks.quantize.block import Block
-from tasks.quantize.calibration import Prefix, advance, enter_model
-from tasks.quantize.checkpoint_tensors import read_tensors, stored_names
+from tasks.quantize.block import Block, Quantized
+from tasks.quantize.block_work import BlockWork, Part, read_block
+from tasks.quantize.calibration import Prefix, advance, enter_model, put_weights
+from tasks.quantize.checkpoint_tensors import stored_bytes, stored_names
 from tasks.quantize.decoder_blocks import Layout, find_layout
+from tasks.quantize.mixed_precision import choose_widths
 from tasks.records import ModelRef, TextRef
 
 if TYPE_CHECKING:
-    from infra.storage import Store
     from tasks.stage import StageSpace
 
 GROUP = "layers"
-
-
-@dataclass(frozen=True)
-class BlockWork:
-    """What a worker must know to quantize any block."""
-
-    localize: Callable[[str], Path]
-    model_uri: str
-    blocks: list[list[str]]
-    """Names of the weights to quantize, per decoder block."""
-    method: str
-    method_options: list[dict[str, Any]]
-    """Per decoder block."""
-    dtype: torch.dtype
-    store: Store
-    units: str
-    """Folder of the store where the finished blocks lie."""
 
 
 def quantize_model(
@@ -66,26 +49,29 @@ def quantize_model(
     work = BlockWork(
         localize=space.localizer,
         model_uri=model.uri,
-        blocks=[list(block) for block in layout.blocks],
         method=options["method"],
-        method_options=[options["method_options"]] * len(layout.blocks),
+        parts=[[Part(tuple(block), options["method_options"])] for block in layout.blocks],
         dtype=dtype,
         store=space.store,
         units=f"{space.prefix}/units/{GROUP}",
     )
-    state: Callable[[], Prefix | None] = no_state
-    if plugin_constant("method", options["method"], "CALIBRATED"):
-        text = space.local(calibration.uri)
-        ids = calibration_windows(
-            text, load_tokenizer(source), options["num_windows"], options["window"]
-        )
-        state = partial(enter_model, space.localizer, model.uri, ids, options["trust_remote_code"])
+    is_calibrated = plugin_constant("method", options["method"], "CALIBRATED")
+    needs_text = is_calibrated or options["mixed_precision"]
+    ids = read_windows(space.local(calibration.uri), source, options) if needs_text else None
+    trusted = options["trust_remote_code"]
+    enter = partial(enter_model, space.localizer, model.uri, trust_remote_code=trusted)
+    about_widths: dict[str, str | int | float] = {}
+    if ids is not None and options["mixed_precision"]:
+        inside = {name for block in layout.blocks for name in block}
+        rest = stored_bytes(source, dtype, without=inside)
+        parts, about_widths = choose_widths(space, work, enter, layout.blocks, ids, rest, options)
+        work = replace(work, parts=parts)
     results = space.compute_units(
         partial(quantize_block, work),
         list(range(len(layout.blocks))),
-        state,
+        partial(enter, ids) if is_calibrated else no_state,
         group=GROUP,
-        num_workers=None if state is no_state else 1,
+        num_workers=1 if is_calibrated else None,
     )
     tensors = {name: tensor for data in results for name, tensor in from_bytes(data).items()}
     kept = [name for block in layout.blocks for name in block if name not in tensors]
@@ -93,8 +79,15 @@ def quantize_model(
     write = load_plugin("format", options["format"])
     facts = write(source, space.out, tensors, unquantized, dtype, **options["format_options"])
     copy_companions(source, space.out)
-    facts |= summarize(list(tensors.values()))
+    facts |= summarize(list(tensors.values())) | about_widths
     return describe_model(space.out, space.output_uri(), model.num_parameters, **facts)
+
+
+def read_windows(text: Path, source: Path, options: dict[str, Any]) -> torch.Tensor:
+    """Return the calibration tokens, [num_windows, window]."""
+    return calibration_windows(
+        text, load_tokenizer(source), options["num_windows"], options["window"]
+    )
 
 
 def no_state() -> None:
@@ -134,14 +127,16 @@ def quantize_block(work: BlockWork, prefix: Prefix | None, index: int) -> bytes:
         while prefix.next_block < index:
             stored = work.store.read(f"{work.units}/{prefix.next_block:06d}")
             advance(prefix, from_bytes(stored))
-    device = "cpu" if prefix is None else prefix.model.device
-    weights = {
-        name: weight.to(device, torch.float32)
-        for name, weight in read_tensors(work.localize(work.model_uri), work.blocks[index])
-    }
+    weights = read_block(work, index, "cpu" if prefix is None else prefix.model.device)
     quantize = load_plugin("method", work.method)
-    block = Block(weights, work.dtype, prefix)
-    return to_bytes(quantize(block, **work.method_options[index]))
+    done: Quantized = {}
+    for names, options in work.parts[index]:
+        own = {name: weights[name] for name in names}
+        part = quantize(Block(own, work.dtype, prefix), **options)
+        if prefix is not None:  # what comes later in the block sees it quantized
+            put_weights(prefix, part)
+        done |= part
+    return to_bytes(done)
 
 
 def summarize(tensors: list[QuantizedTensor]) -> dict[str, float]:

@@ -15,8 +15,10 @@ from tasks.errors import CheckpointError
 from tasks.models.checkpoint import describe_model, load_model, load_tokenizer
 from tasks.plugins import resolve_options
 from tasks.quantize.calibration import advance, collect_hessians, enter_model
+from tasks.quantize.checkpoint_tensors import stored_bytes
 from tasks.quantize.decoder_blocks import find_layout
 from tasks.quantize.methods import absmax
+from tasks.quantize.mixed_precision import stored_bits
 from tasks.quantize.quantization import quantize_model
 from tasks.records import ModelRef, TextRef
 from tasks.stage import StageSpace
@@ -58,6 +60,7 @@ def export(text_file: Path, tmp_path: Path) -> Callable[..., Exported]:
         export_format: str = "compressed-tensors",
         dtype: str = "float32",
         store: FileStore | None = None,
+        mixed_precision: dict[str, Any] | None = None,
         **method_options: Any,
     ) -> Exported:
         progress: list[tuple[int, int]] = []
@@ -75,6 +78,7 @@ def export(text_file: Path, tmp_path: Path) -> Callable[..., Exported]:
             "method_options": resolve_options("method", method, method_options),
             "format": export_format,
             "format_options": {},
+            "mixed_precision": mixed_precision,
             "dtype": dtype,
             "num_windows": 8,
             "window": 32,
@@ -246,3 +250,30 @@ def test_hessians_are_sums_over_the_inputs_behind_the_quantized_prefix(tiny_llam
     assert query is hessians[f"{attention}.v_proj.weight"]
     assert hessians[f"{mlp}.gate_proj.weight"] is hessians[f"{mlp}.up_proj.weight"]
     assert query is not hessians[f"{attention}.o_proj.weight"]
+
+
+def test_mixed_precision_keeps_the_budget_and_loads(
+    make_llama: Callable[..., Path], export: Callable[..., Exported]
+) -> None:
+    source = make_llama(num_hidden_layers=3)
+    layout = find_layout(source, trust_remote_code=False)
+    shapes = {name: shape for block in layout.blocks for name, shape in block.items()}
+    rest = stored_bytes(source, torch.float16, without=shapes)
+    at = {
+        bits: sum(stored_bits(shape, bits, 16, torch.float16) for shape in shapes.values()) // 8
+        for bits in (2, 4, 8)
+    }
+    budget = rest + (at[2] + at[8]) // 2
+    mixed = {"bytes": budget, "bits": [2, 4, 8], "num_windows": 2}
+    for method in ("absmax", "gptq"):
+        done = export(
+            source, method=method, dtype="float16", mixed_precision=mixed, bits=4, group_size=16
+        )
+        tensors = (done.out / "model.safetensors").stat().st_size
+        assert rest + at[2] < tensors < budget + 8192  # the header's names
+        facts = done.record.facts
+        counted = {key: str(facts[key]) for key in facts if key.startswith("weights_at_")}
+        assert len(counted) > 1
+        assert sum(int(text.split()[0]) for text in counted.values()) == 21
+        model = load_model(done.out, "auto")
+        assert torch.isfinite(model(input_ids=torch.arange(20)[None]).logits).all()
