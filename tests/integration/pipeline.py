@@ -23,6 +23,8 @@ class Workplace:
 
     folder: Path
     extra: dict[str, str] = field(default_factory=dict)
+    timeout_s: float = TIMEOUT_S
+    """After which a command is ended, and the test fails."""
 
     @property
     def store(self) -> Path:
@@ -48,7 +50,12 @@ class Workplace:
     def run(self, *arguments: str | Path, expect: int = 0) -> str:
         """Run a command to its end; return its stdout."""
         process = self.start(*arguments)
-        out, err = process.communicate(timeout=TIMEOUT_S)
+        try:
+            out, err = process.communicate(timeout=self.timeout_s)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.communicate()
+            raise
         assert process.returncode == expect, f"exit {process.returncode}\n{out}\n{err}"
         return out
 

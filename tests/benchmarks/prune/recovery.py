@@ -19,6 +19,7 @@ from tests.integration.pipeline import Workplace
 
 PERCENT = 50
 SEED = 0
+TIMEOUT_S = 7200
 NAMES = ("activation_norm", "bonsai", "taylor", "magnitude", "random")
 
 
@@ -50,7 +51,7 @@ def tabulate(cells: Cells, subject: Subject, scale: Scale) -> Table:
 def measure_method(subject: Subject, options: dict[str, Any], scale: Scale) -> Cell:
     """Run one recipe with a prune and a distill step; return what the run recorded."""
     with tempfile.TemporaryDirectory() as folder:
-        place = Workplace(Path(folder))
+        place = Workplace(Path(folder), timeout_s=TIMEOUT_S)
         recipe = write_recipe(subject, options, scale, Path(folder))
         record = place.run_json("run", recipe)
     nats = {row["title"]: row["metrics"]["nats_per_token"] for row in record["models"]}
