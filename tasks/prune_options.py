@@ -24,6 +24,8 @@ class Sparsity(Config):
     """Of the dimensions of the residual stream, the same ones in the whole network."""
     layers: Fraction = 0.0
     """Of the layers, rounded to whole ones."""
+    sublayers: Fraction = 0.0
+    """Of all attention and feed-forward sublayers, rounded to whole ones; alone in its step."""
 
 
 class Budget(Config):
@@ -68,8 +70,11 @@ class PruneOptions(Config):
     sublayer the width that it needs, out of the same total, and fills up with zeros to the widest
     one's: stock code loads it, but it saves less. `per_layer` saves those widths as they are, with
     the modelling file that they need: only `trust_remote_code` loads it."""
+    rounds: Count = 1
+    """Rounds in which the shape is reached. After each one the criterion, and the sweep if there is
+    one, look again at what is left, repaired; what has been cut stays cut."""
     num_submodels: Annotated[int, Field(gt=1, multiple_of=2)] = 64
-    """Sub-models drawn, each together with its complement."""
+    """Sub-models drawn in every round, each together with its complement."""
     sampling: Literal["near", "independent"] = "near"
     """`near` draws sub-models of the final shape near the criterion's choice, to correct it;
     `independent` keeps each unit by itself with the density as its probability, to learn what all
@@ -108,6 +113,23 @@ class PruneOptions(Config):
             raise ValueError(
                 f"prune: shape: {self.shape} gives widths to layers that stay, got layers: "
                 f"{layers:g} to cut as well; cut layers in a prune step before this one"
+            )
+        off = self.sparsity.sublayers if isinstance(self.sparsity, Sparsity) else 0
+        if off and self.shape == "uniform":
+            raise ValueError(
+                "prune: shape: uniform cannot do without sublayers, since a stock layer has both; "
+                "say shape: per_layer (absent, needs trust_remote_code) or padded (zeros, which "
+                "save nothing), or cut layers"
+            )
+        if off and self.sparsity != Sparsity(sublayers=off):
+            raise ValueError(
+                f"prune: sublayers are cut alone, got {self.sparsity!r}; cut the other kinds in a "
+                "prune step before this one"
+            )
+        if self.rounds > 1 and self.shape != "uniform":
+            raise ValueError(
+                f"prune: rounds lead to shape: uniform, got rounds: {self.rounds} with "
+                f"{self.shape}; leave rounds out, or cut to a uniform shape in a step before"
             )
         if self.budget and self.shape != "uniform":
             raise ValueError(

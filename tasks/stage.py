@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -83,6 +83,9 @@ class Stage:
     """Records by name; their digests enter the key."""
     plugins: tuple[tuple[str, str], ...] = ()
     """(kind, name) of the plugins that the options name; their sources enter the key."""
+    execution: dict[str, Any] = field(default_factory=dict)
+    """What the entry is told beside the options: how it runs, without a change to what it makes,
+    so this does not enter the key."""
 
     @property
     def key(self) -> str:
@@ -204,7 +207,7 @@ def run_stage(
         )
         module_name, _, function = stage.entry.partition(":")
         entry = getattr(importlib.import_module(module_name), function)
-        record: Record = entry(space, stage.options, **stage.inputs)
+        record: Record = entry(space, stage.options | stage.execution, **stage.inputs)
         files = {path: digest_file(space.out / path) for path in list_files(space.out)}
         put_folder(store, space.out, f"{space.prefix}/attempts/{space.attempt}")
         completion = Completion(

@@ -29,6 +29,10 @@ COMPANIONS = (
     "USE_POLICY.md",
 )
 """Files that travel with the weights through every step."""
+PACKED_ABOUT = "nightpress.json"
+"""Stands in a folder that is in nightpress's own layout."""
+GGUF_FILE = "model.gguf"
+"""Weights for llama.cpp, beside the config.json that they were made from."""
 
 
 def describe_model(
@@ -67,8 +71,8 @@ def model_files(folder: Path) -> list[str]:
         if path.is_file()
         and (
             path.name in COMPANIONS
-            or path.name == "config.json"
-            or path.name.endswith((".safetensors", ".safetensors.index.json", ".py"))
+            or path.name in ("config.json", PACKED_ABOUT)
+            or path.name.endswith((".safetensors", ".safetensors.index.json", ".gguf", ".py"))
         )
     ]
 
@@ -76,9 +80,18 @@ def model_files(folder: Path) -> list[str]:
 def count_parameters(folder: Path) -> int:
     """Sum the sizes of all stored tensors; tied ones are stored, and count, once.
 
+    Of packed parameters what they stand for is counted.
+
     Raises:
         CheckpointError: there are no safetensors files.
     """
+    if (folder / PACKED_ABOUT).is_file():
+        said = json.loads((folder / PACKED_ABOUT).read_text(encoding="utf-8"))
+        return sum(math.prod(tensor["shape"]) for tensor in said["tensors"].values())
+    if (folder / GGUF_FILE).is_file():
+        from tasks.models.gguf_checkpoint import count_gguf_parameters
+
+        return count_gguf_parameters(folder / GGUF_FILE)
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         raise CheckpointError(
@@ -89,11 +102,15 @@ def count_parameters(folder: Path) -> int:
 
 
 def tensor_shapes(path: Path) -> dict[str, list[int]]:
-    """Read tensor names and shapes from a safetensors header (8 bytes of length, then JSON)."""
+    return {name: entry["shape"] for name, entry in read_header(path).items()}
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Read a safetensors header (8 bytes of length, then JSON): dtype and shape per tensor."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
-    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}
 
 
 def load_config(folder: Path) -> dict[str, Any]:
@@ -101,8 +118,15 @@ def load_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def read_config(folder: Path) -> Any:
+    """Return transformers' config, its defaults filled in."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder)
+
+
 def load_model(folder: Path, dtype: str = "float32", trust_remote_code: bool = False) -> Any:
-    """Load a causal language model in evaluation mode, on the GPU where there is one.
+    """Load a causal language model in evaluation mode, on the GPUs that this process sees.
 
     Args:
         dtype: Name of a torch dtype, or `auto` for the one that the folder is stored in.
@@ -111,20 +135,38 @@ def load_model(folder: Path, dtype: str = "float32", trust_remote_code: bool = F
         CheckpointError: transformers refuses it.
     """
     import torch
+
+    from tasks.models.spreading import place_model
+
+    stored_as = dtype if dtype == "auto" else getattr(torch, dtype)
+    return place_model(read_model(folder, stored_as, trust_remote_code)).eval()
+
+
+def read_model(folder: Path, dtype: Any, trust_remote_code: bool) -> Any:
+    """Read a causal language model into the CPU's memory; files that hold it in the given torch
+    dtype are mapped, not copied.
+
+    Raises:
+        CheckpointError: transformers refuses it.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    if (folder / PACKED_ABOUT).is_file():
+        from tasks.models.packed_checkpoint import load_packed
+
+        return load_packed(folder, dtype, trust_remote_code)
+    if (folder / GGUF_FILE).is_file():
+        from tasks.models.gguf_checkpoint import load_gguf
+
+        return load_gguf(folder, dtype)
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder} does not load: {error}") from error
-    return model.to(pick_device()).eval()
 
 
 def pick_device() -> str:

@@ -11,6 +11,7 @@ import torch
 
 from tasks.corpus.text import calibration_windows
 from tasks.models.checkpoint import load_model, load_tokenizer
+from tasks.models.streaming import open_streamed
 from tasks.prune.repair.stream import Anatomy, examine_anatomy
 from tasks.prune.shapes.shape import Shape, choose_shape
 from tasks.prune.units.groups import find_units
@@ -43,9 +44,8 @@ class Bench(NamedTuple):
 
 
 def build_bench(work: Work) -> Bench:
-    folder = work.localize(work.model_uri)
-    options = work.options
-    model = load_model(folder, "float32", options["trust_remote_code"])
+    folder, options = work.localize(work.model_uri), work.options
+    model = open_model(folder, options)
     ids = calibration_windows(
         work.localize(work.text_uri),
         load_tokenizer(folder),
@@ -53,6 +53,12 @@ def build_bench(work: Work) -> Bench:
         options["window"],
     )
     return set_up(work, model, ids)
+
+
+def open_model(folder: Path, options: dict[str, Any]) -> Any:
+    """Load a model in float32, or stream it, as the recipe's `cluster.offload` says."""
+    opened = open_streamed if options.get("offload") == "layers" else load_model
+    return opened(folder, "float32", options["trust_remote_code"])
 
 
 def set_up(work: Work, model: Any, ids_WS: torch.Tensor) -> Bench:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 
+from tasks.models.streaming import read_weight, resident
 from tasks.prune.loss import measure_loss
 from tasks.prune.units.units import NAMES, Sublayer, Units, list_sublayers, weights_by_unit
 
@@ -97,19 +98,25 @@ def observed(
             handle.remove()
 
 
-def describe_units(calibrated: Calibrated) -> list[UnitStatistics]:
-    """Sort each sublayer's weights by unit; the readers' are copied.
+def describe_units(calibrated: Calibrated) -> Iterator[UnitStatistics]:
+    """Sort the weights of one sublayer after the other by unit; the readers' are copied.
 
     Raises:
         ValueError: there are units of another kind than KV groups and FFN neurons.
     """
-    return [
-        UnitStatistics(
-            *weights_by_unit(calibrated.model, sublayer),
-            norm.view(sublayer.num_units, sublayer.unit_width),
-        )
-        for sublayer, norm in zip(calibrated.sublayers, calibrated.input_norms, strict=True)
-    ]
+    for sublayer, norm in zip(calibrated.sublayers, calibrated.input_norms, strict=True):
+        norm_Uw = norm.view(sublayer.num_units, sublayer.unit_width)
+        with ExitStack() as stack:
+            for path in (*(path for path, _ in sublayer.readers), sublayer.writer):
+                stack.enter_context(resident(calibrated.model.get_submodule(path)))
+            yield UnitStatistics(*weights_by_unit(calibrated.model, sublayer), norm_Uw)
+
+
+def read_written(model: Any, sublayer: Sublayer) -> torch.Tensor:
+    """Return what a sublayer's units write, [num_units, unit_width, hidden]."""
+    part = sublayer.slices[-1]
+    rows = read_weight(model.get_parameter(part.name)).movedim(part.dim, 0)
+    return rows.reshape(sublayer.num_units, sublayer.unit_width, -1)
 
 
 def owned_parameters(model: Any, group: Units) -> list[str]:

@@ -17,6 +17,7 @@ from tasks.report.report import (
     LossCurve,
     ModelRow,
     PruningEvidence,
+    PruningRound,
     ReportData,
 )
 from tasks.report.wording import describe_export
@@ -133,8 +134,12 @@ def describe_pruning(title: str, evidence: dict[str, Any]) -> PruningEvidence:
     known = {name: evidence[name] for name in PruningEvidence.model_fields if name in evidence}
     nats = {name: cut["nats_per_token"] for name, cut in evidence["candidates"].items()}
     removed = evidence["sparsity"]["got"].get("all")
+    rounds = [
+        {name: told[name] for name in PruningRound.model_fields}
+        for told in evidence.get("rounds", ())
+    ]
     return PruningEvidence.model_validate(
-        known | {"title": title, "candidates": nats, "removed": removed}
+        known | {"title": title, "candidates": nats, "removed": removed, "rounds": rounds}
     )
 
 

@@ -5,19 +5,12 @@ from __future__ import annotations
 from itertools import groupby, pairwise
 
 from tasks.report.svg import Box, Scale, line, linear, rect, svg, text
+from tasks.report.wording import name_kind
 
 LEVELS = 12
 """Shades of importance."""
 COLUMNS = 64
 """Cells in a row; wider layers are averaged in neighbouring ranks."""
-NAMES = {
-    "kv_groups": "KV groups",
-    "ffn": "FFN neurons",
-    "experts": "experts",
-    "hidden": "hidden dimensions",
-    "layers": "layers",
-    "sublayers": "sublayers",
-}
 
 
 def draw_importance(
@@ -43,7 +36,7 @@ def draw_importance(
     left, top = 64.0, 22.0
     row = max(5.0, min(18.0, 360 / len(importance)))
     every = max(1, -(-14 // int(row)))
-    title = f"{NAMES.get(kind, kind)}, {order}: "
+    title = f"{name_kind(kind)}, {order}: "
     parts = [
         f'<text x="{left:.1f}" y="13.0" class="tick">{title}<tspan class="kept-ink">kept</tspan>, '
         f'<tspan class="cut-ink">cut</tspan></text>'
@@ -77,9 +70,7 @@ def draw_importance(
         if not in_order:
             cut = x(kept[number])
             parts.append(line(cut, y - 0.5, cut, y + row - 0.5, "cut"))
-    label = (
-        f"Importance of {NAMES.get(kind, kind)}, {sum(kept)} of {sum(map(len, importance))} kept"
-    )
+    label = f"Importance of {name_kind(kind)}, {sum(kept)} of {sum(map(len, importance))} kept"
     return svg(width, top + row * len(importance) + 4, label, parts)
 
 

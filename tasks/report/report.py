@@ -52,6 +52,17 @@ class Comparison(Record):
     difference: Difference
 
 
+class PruningRound(Record):
+    """What one round of a prune step left of the incoming model."""
+
+    kept: dict[str, int]
+    """Units by kind, in each layer or in the whole network."""
+    chosen: str
+    """Whose choice it was."""
+    nats_per_token: float
+    """On the calibration text, repaired."""
+
+
 class PruningEvidence(Record):
     """What the sweep of one prune step learned, and how well it predicts."""
 
@@ -70,6 +81,8 @@ class PruningEvidence(Record):
     """Nats/token of each method's cut."""
     chosen: str = ""
     """The candidate that became the step's model."""
+    rounds: tuple[PruningRound, ...] = ()
+    """Where there was more than one."""
     num_scored: int = 0
     """Sub-models whose utility was asked for."""
     num_left_out: int = 0

@@ -10,6 +10,18 @@ from tasks.records import Difference, GateCheck
 MINUS = "\N{MINUS SIGN}"
 
 
+KINDS = {
+    "kv_groups": "KV groups",
+    "ffn": "FFN neurons",
+    "hidden": "hidden dimensions",
+}
+"""Kinds of unit that are called otherwise than in recipes."""
+
+
+def name_kind(kind: str) -> str:
+    return KINDS.get(kind, kind)
+
+
 def format_bytes(num_bytes: float) -> str:
     """Decimal units, three digits: 5.78 MB."""
     return three_digits(num_bytes, (" B", " kB", " MB", " GB", " TB"))

@@ -49,6 +49,7 @@ def run_stage(
     scratch: Path,
     executor: Executor | None = None,
     alignment: int = 16,
+    offload: str = "none",
     **options: Any,
 ) -> Pruned:
     """Run it with OPTIONS and these; the name of the scratch folder names the attempt."""
@@ -66,6 +67,7 @@ def run_stage(
         "num_windows": 12,
         "window": 32,
         "trust_remote_code": False,
+        "offload": offload,
     }
     record = prune(
         space,

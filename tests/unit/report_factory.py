@@ -10,6 +10,7 @@ from tasks.report.report import (
     LossCurve,
     ModelRow,
     PruningEvidence,
+    PruningRound,
     ReportData,
 )
 
@@ -189,6 +190,14 @@ def make_report(num_layers: int = 6, ffn_width: int = 384) -> ReportData:
                 dense_nats_per_token=3.301,
                 candidates={"criterion": 3.918, "sweep": 3.882},
                 chosen="sweep",
+                rounds=[
+                    PruningRound(
+                        kept={"kv_groups": 3, "ffn": 96}, chosen="criterion", nats_per_token=3.417
+                    ),
+                    PruningRound(
+                        kept={"kv_groups": 2, "ffn": 64}, chosen="sweep", nats_per_token=3.882
+                    ),
+                ],
                 num_scored=72,
                 num_left_out=2,
                 predicted=[value + rng.gauss(0, 0.12) for value in measured],

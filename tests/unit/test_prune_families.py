@@ -171,8 +171,11 @@ def test_random_shapes(
     num_kept = {g.kind: data.draw(st.integers(g.least, g.num_units), g.kind) for g in groups}
     rng = np.random.default_rng(data.draw(st.integers(0, 99), "seed"))
     kept = [rng.permutation(g.num_units) < num_kept[g.kind] for g in groups]
+    # Gemma's embeddings are scaled anew and then rounded to float32 in its norms: to one side or,
+    # seldom, to the other.
+    rounds = family == "gemma2" and "hidden" in kinds and dtype is torch.float64
     try:
-        compare(model, (groups, kept), dtype)
+        compare(model, (groups, kept), dtype, 1e-6 if rounds else None)
     except ValueError as error:  # a config that wants a hidden size that the heads divide
         assume("not a multiple of the number of attention heads" not in str(error))
         raise
@@ -233,7 +236,7 @@ def test_parameters_are_counted_per_unit() -> None:
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_sublayers_are_switched_off_but_not_cut(family: str) -> None:
+def test_sublayers_are_switched_off_but_stock_code_has_them(family: str) -> None:
     """With all of them off nothing but the embeddings, norms and the head is left."""
     model = build(family)
     groups = find_units(model, ["sublayers"])
@@ -245,8 +248,8 @@ def test_sublayers_are_switched_off_but_not_cut(family: str) -> None:
         alone = model(torch.tensor([[8, 7, 9]])).logits[0, 2]
     assert torch.equal(swapped, alone), "a token still saw another one"
     assert not torch.allclose(found, logits(model))
-    with pytest.raises(ValueError, match=r"without 1 of its sublayers.*cut layers instead"):
-        slice_weights(model, groups, [np.arange(6) > 0])
+    with pytest.raises(ValueError, match=r"a stock layer has both of its sublayers"):
+        config_of_cut(model, groups, [np.arange(6) > 0])
 
 
 def test_gemma_with_shared_embeddings_keeps_its_logits() -> None:

@@ -72,7 +72,13 @@ def measure_choice(bench: Bench, choice: Choice) -> bytes:
     score_ids, fit_ids = (bench.ids_WS[torch.from_numpy(chosen)] for chosen in windows)
     if options["repair"] and not all(mask.all() for mask in kept):
         _, (nats,) = repair_submodels(
-            bench.model, bench.groups, bench.anatomy, [kept], fit_ids, score_ids
+            bench.model,
+            bench.groups,
+            bench.anatomy,
+            [kept],
+            fit_ids,
+            score_ids,
+            keep_weights=False,
         )
     else:
         with masked(bench.model, bench.groups, kept):

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from tasks.prune.loss import measure_loss
 from tasks.prune.repair.stream import examine_anatomy, watched
-from tasks.prune.unit_statistics import Calibrated
-from tasks.prune.units.units import find_layers, weights_by_unit
+from tasks.prune.unit_statistics import Calibrated, read_written
+from tasks.prune.units.units import Sublayer, find_layers
 
 
 def score(calibrated: Calibrated) -> list[torch.Tensor]:
@@ -41,7 +41,8 @@ def score_sublayers(calibrated: Calibrated) -> list[torch.Tensor]:
             "up to its residual stream; choose another criterion, or units in every sublayer"
         )
     turns = Turns(
-        written=[weights_by_unit(model, sublayer)[1] for sublayer in sublayers],
+        model,
+        sublayers,
         totals=[torch.zeros(s.num_units, dtype=torch.float64) for s in sublayers],
     )
     with watched(model, sublayers, turns, "sum"):
@@ -52,8 +53,8 @@ def score_sublayers(calibrated: Calibrated) -> list[torch.Tensor]:
 class Turns(NamedTuple):
     """Adds up how far every unit turns the stream."""
 
-    written: list[torch.Tensor]
-    """Per sublayer, what its units write, [num_units, unit_width, hidden]."""
+    model: Any
+    sublayers: list[Sublayer]
     totals: list[torch.Tensor]
     """[num_units] fp64 each."""
 
@@ -63,7 +64,7 @@ class Turns(NamedTuple):
     def write(
         self, position: int, x: torch.Tensor, before: torch.Tensor, output: torch.Tensor
     ) -> None:
-        weight_UwD = self.written[position]
+        weight_UwD = read_written(self.model, self.sublayers[position])
         x_TUw = x.reshape(-1, *weight_UwD.shape[:2])
         turned_TU = turn(x_TUw, weight_UwD, (before + output).flatten(0, -2))
         self.totals[position] += turned_TU.double().sum(0).cpu()

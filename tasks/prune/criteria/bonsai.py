@@ -15,9 +15,9 @@ from pydantic import Field
 
 from tasks.prune.bonsai_regression import fit_published
 from tasks.prune.loss import measure_loss
-from tasks.prune.unit_statistics import Calibrated, observed
+from tasks.prune.unit_statistics import Calibrated, observed, read_written
 from tasks.prune.units.masking import masked
-from tasks.prune.units.units import Kept, Sublayer, weights_by_unit
+from tasks.prune.units.units import Kept, Sublayer
 
 Array = NDArray[np.float64]
 WORST_PERPLEXITY = 1e8
@@ -160,7 +160,7 @@ def measure_prior(
         measure_loss(model, ids_WS)
     prior = []
     for sublayer, total in zip(sublayers, totals, strict=True):
-        size_Uw = weights_by_unit(model, sublayer)[1].abs().mean(-1)
+        size_Uw = read_written(model, sublayer).abs().mean(-1)
         units_U = (size_Uw * total.view_as(size_Uw) / len(ids_WS)).mean(1)
         prior.append(units_U.double().cpu().numpy())
     return prior

@@ -4,6 +4,7 @@ from typing import Literal
 
 import torch
 
+from tasks.models.streaming import read_weight
 from tasks.prune.unit_statistics import Calibrated, owned_parameters, sum_by_unit
 
 
@@ -20,8 +21,7 @@ def score(
     model = calibrated.model
 
     def squares(name: str) -> torch.Tensor:
-        weight: torch.Tensor = model.get_parameter(name).detach()
-        return weight.square()
+        return read_weight(model.get_parameter(name)).square()
 
     norms = [
         sum_by_unit(group, owned_parameters(model, group), squares).sqrt()

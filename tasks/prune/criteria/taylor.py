@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
+from tasks.models.streaming import is_streamed
 from tasks.prune.unit_statistics import Calibrated, owned_parameters, sum_by_unit
 
 
@@ -20,9 +21,17 @@ def score(
         level: `element` sums abs(weight * gradient) over a unit's weights, what LLM-Pruner does
             unless told otherwise; `vector` is abs of the sum.
 
+    Raises:
+        ValueError: the model is streamed, so that there is nothing to take a gradient by.
+
     Reference: Ma et al. 2023, arXiv 2305.11627, equations 3 and 5, without the second order.
     """
     model = calibrated.model
+    if any(is_streamed(weight) for weight in model.parameters()):
+        raise ValueError(
+            "taylor needs gradients by weights that stay in place, got cluster.offload: layers; "
+            "say none, or choose a criterion that needs forward passes only"
+        )
     owned = [owned_parameters(model, group) for group in calibrated.groups]
     names = sorted({name for part in owned for name in part})
     weights = [model.get_parameter(name) for name in names]

@@ -23,6 +23,9 @@ class Affine(NamedTuple):
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight_OI, self.bias_O)
 
+    def cpu(self) -> Affine:
+        return Affine(self.weight_OI.cpu(), None if self.bias_O is None else self.bias_O.cpu())
+
     def rows(self, kept: torch.Tensor) -> Affine:
         bias = None if self.bias_O is None else self.bias_O[kept]
         return Affine(self.weight_OI[kept], bias)
@@ -44,11 +47,12 @@ class Inputs:
         self.x_TI = x_TI
         self.weighted_TI = x_TI * weight_T[:, None]
         self.sum_T = weight_T
-        gram = (self.weighted_TI.T @ x_TI).double()
-        ones = self.weighted_TI.sum(0).double()[:, None]
-        total = weight_T.sum().double().reshape(1, 1)
-        self.gram = torch.cat([torch.cat([gram, ones], 1), torch.cat([ones.T, total], 1)])
-        self.penalty = ridge * gram.diagonal().mean().clamp_min(1e-12)
+        size = x_TI.shape[1]
+        self.gram = torch.empty(size + 1, size + 1, dtype=torch.float64, device=x_TI.device)
+        self.gram[:size, :size] = self.weighted_TI.T @ x_TI
+        self.gram[:size, size] = self.gram[size, :size] = self.weighted_TI.sum(0)
+        self.gram[size, size] = weight_T.sum()
+        self.penalty = ridge * self.gram[:size, :size].diagonal().mean().clamp_min(1e-12)
         self.gram.diagonal().add_(self.penalty)
         self.factors: dict[int, torch.Tensor] = {}
 
@@ -86,9 +90,9 @@ def eliminate(gram_CC: torch.Tensor, cross_CO: torch.Tensor, unit_width: int) ->
     Reference: Hassibi et al. 1993, "Optimal brain surgeon and general network pruning", equation
     5; Frantar and Alistarh 2022, arXiv 2208.11580, for groups of weights.
     """
-    gram = gram_CC.double()
-    penalty = 1e-3 * gram.diagonal().mean().clamp_min(1e-12)
-    inverse = torch.linalg.inv(gram + penalty * torch.eye(len(gram)).to(gram))
+    gram = gram_CC.to(torch.float64, copy=True)
+    gram.diagonal().add_(1e-3 * gram.diagonal().mean().clamp_min(1e-12))
+    inverse = torch.linalg.inv(gram)
     weights = inverse @ cross_CO.double()
     num_units = len(gram) // unit_width
     alive = torch.arange(num_units, device=gram.device)

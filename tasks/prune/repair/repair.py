@@ -11,34 +11,29 @@ norms will see them. The pass goes on with the new weights, so one pass repairs 
 `refine` then improves each feed-forward sublayer as a whole (`feed_forward`), and the last one
 towards the dense model's distribution (`readout`).
 
-It needs, besides the model, about tokens x (8 x FFN width + 16 x hidden) x 4 bytes with `refine`
-and half of it without, where tokens counts both halves of the batch: for a 7B Llama (4096, 11008)
-and 128 windows of 256, 40 GB; fewer windows need as much less.
+What it holds beside the model is one block's: about 3.5 x tokens x (FFN width + 2 x hidden)
+floats, tokens counting both halves of the batch, and what does not grow with the text (docs,
+"Memory"). Weights that are kept for the end of the pass wait on the CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tasks.prune.loss import loss_nats
 from tasks.prune.repair.feed_forward import FeedForward, StreamFit
-from tasks.prune.repair.gauss_newton import minimise
 from tasks.prune.repair.least_squares import Affine, Inputs
-from tasks.prune.repair.readout import Readout
+from tasks.prune.repair.refinement import Streams, refine_sublayer
+from tasks.prune.repair.skipping import skipping
+from tasks.prune.repair.spreading import spread, spread_rows
 from tasks.prune.repair.stream import Anatomy, affine, reader_paths, watched
 from tasks.prune.units.masking import masked
-from tasks.prune.units.units import Kept, Sublayer, Units, find_layers, list_sublayers
-
-CHECKED = 8
-"""Of the fitted windows, one in so many is kept back to see how far a step should go."""
-AnyFit = TypeVar("AnyFit", StreamFit, Readout)
+from tasks.prune.units.units import Kept, Sublayer, Units, list_sublayers
 
 SHARED = ("hidden", "experts")
 """Kinds of which all rows of a batch have the same units."""
@@ -66,7 +61,8 @@ def repair_submodels(
     Args:
         groups: All groups of units that there are, also those that are kept whole.
         refine: Levenberg-Marquardt steps per feed-forward sublayer.
-        keep_weights: False frees them as soon as the pass has used them.
+        keep_weights: False frees them as soon as the pass has used them; else they wait on the
+            CPU for its end.
         score: Called with a sub-model's logits [N, S, vocabulary] and `score_ids`.
 
     Returns:
@@ -97,30 +93,6 @@ def repair_submodels(
         return visitor.repaired, []
     scores = [score(part, score_ids_NS) for part in torch.split(logits, num_score)]
     return visitor.repaired, scores
-
-
-@contextmanager
-def skipping(model: Any, skipped: list[set[int]], rows: list[slice]) -> Iterator[None]:
-    """Let each sub-model's rows of the batch go past the layers that it does not have."""
-
-    def restore(index: int) -> Callable[..., torch.Tensor | None]:
-        past = [r for layers, r in zip(skipped, rows, strict=True) if index in layers]
-
-        def hook(_: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> Any:
-            for r in past:
-                output[r] = inputs[0][r]
-            return output
-
-        return hook
-
-    layers: Any = model.get_submodule(find_layers(model))
-    off = sorted(set().union(*skipped))
-    handles = [layers[index].register_forward_hook(restore(index)) for index in off]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Repair:
@@ -180,7 +152,6 @@ class _Repair:
             ]
         path = reader_paths(sublayer)[index]
         dense = affine(self.model, path)
-        output = output.clone()
         for inputs, rows, repaired in zip(self.inputs, self.rows, self.repaired, strict=True):
             if inputs is not None:
                 repaired[path] = inputs.refit(dense, self.fit(output))
@@ -194,7 +165,6 @@ class _Repair:
         dense = affine(self.model, sublayer.writer)
         after = before[: self.num_fit] + output[: self.num_fit]
         weight_T = self.weights(after)
-        output = output.clone()
         for number, rows in enumerate(self.rows):
             if sublayer.layer in self.skipped[number]:
                 continue
@@ -208,12 +178,12 @@ class _Repair:
             if self.refine and activation:
                 paths = [path for path, _ in sublayer.readers]
                 readers = [repaired[path].rows(columns) for path in paths]
-                fitted = self.refit(
+                fitted = refine_sublayer(
                     FeedForward(readers, writer, activation),
                     StreamFit(self.fit(self.read_x[rows]), target_TD, weight_T),
-                    position,
-                    self.fit(before[rows]),
-                    self.fit(after),
+                    Streams(self.fit(before[rows]), self.fit(after)),
+                    self.anatomy.head if position == len(self.sublayers) - 1 else None,
+                    self.refine,
                 )
                 for path, reader in zip(paths, fitted.readers, strict=True):
                     repaired[path] = spread_rows(reader, columns, repaired[path])
@@ -221,31 +191,13 @@ class _Repair:
                 output[rows] = fitted(self.read_x[rows])
             else:
                 output[rows] = writer(kept)
-            repaired[sublayer.writer] = spread(writer, columns)
             if not self.keep_weights:
                 repaired.clear()
+                continue
+            repaired[sublayer.writer] = spread(writer, columns)
+            for path in (*reader_paths(sublayer), sublayer.writer):
+                repaired[path] = repaired[path].cpu()
         return output
-
-    def refit(
-        self,
-        sublayer: FeedForward,
-        fit: StreamFit,
-        position: int,
-        before_TD: torch.Tensor,
-        after_TD: torch.Tensor,
-    ) -> FeedForward:
-        sublayer = minimise(*divided(fit), sublayer, self.refine)
-        head = self.anatomy.head
-        if head and position == len(self.sublayers) - 1:
-            readout = Readout(fit.x_TI, before_TD, after_TD, head.norm, head.linear)
-            sublayer = minimise(*divided(readout), sublayer, self.refine)
-        return sublayer
-
-
-def divided(problem: AnyFit) -> tuple[AnyFit, AnyFit]:
-    """Part a fit into what steps are made for and what they are checked on, the last windows."""
-    last = len(problem.x_TI) - len(problem.x_TI) // CHECKED
-    return problem.tokens(slice(0, last)), problem.tokens(slice(last, None))
 
 
 def as_tensors(model: Any, repaired: Repaired) -> dict[str, torch.Tensor]:
@@ -258,21 +210,3 @@ def as_tensors(model: Any, repaired: Repaired) -> dict[str, torch.Tensor]:
         if layer.bias_O is not None:
             tensors[f"{path}.bias"] = layer.bias_O
     return tensors
-
-
-def spread(writer: Affine, columns: torch.Tensor) -> Affine:
-    """Return a writer as wide as the dense one, zero where it has no columns."""
-    wide = writer.weight_OI.new_zeros(len(writer.weight_OI), len(columns))
-    wide[:, columns] = writer.weight_OI
-    return Affine(wide, writer.bias_O)
-
-
-def spread_rows(reader: Affine, rows: torch.Tensor, wide: Affine) -> Affine:
-    """Return a reader as high as the dense one; what a unit that is cut reads stays."""
-    weight = wide.weight_OI.clone()
-    weight[rows] = reader.weight_OI
-    if wide.bias_O is None or reader.bias_O is None:
-        return Affine(weight, None)
-    bias = wide.bias_O.clone()
-    bias[rows] = reader.bias_O
-    return Affine(weight, bias)

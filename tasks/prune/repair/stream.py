@@ -119,54 +119,58 @@ class Anatomy(NamedTuple):
 
 
 class _Record:
-    """Remembers inputs and outputs."""
+    """Looks at each sublayer as it comes by, and remembers the stream after it."""
 
-    def __init__(self) -> None:
-        self.reads: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
-        self.writes: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+    def __init__(self, model: Any, sublayers: list[Sublayer]) -> None:
+        self.model, self.sublayers = model, sublayers
+        self.first: torch.Tensor | None = None
+        """What the first reader of all read."""
+        self.read_outputs: dict[tuple[int, int], torch.Tensor] = {}
+        self.activations: list[Activation | None] = [None] * len(sublayers)
+        self.streams: list[torch.Tensor] = [torch.empty(0)] * len(sublayers)
 
     def read(
         self, position: int, index: int, x: torch.Tensor, before: torch.Tensor, output: torch.Tensor
     ) -> None:
-        self.reads[position, index] = (x, output)
+        if (position, index) == (0, 0):
+            self.first = x
+        self.read_outputs[position, index] = output
 
     def write(
         self, position: int, x: torch.Tensor, before: torch.Tensor, output: torch.Tensor
     ) -> None:
-        self.writes[position] = (x, before, output)
+        sublayer = self.sublayers[position]
+        paths = reader_paths(sublayer)
+        outputs = [self.read_outputs.pop((position, index)) for index in range(len(paths))]
+        self.activations[position] = _find_activation(self.model, sublayer, outputs, x)
+        self.streams[position] = before + output
 
 
 def examine_anatomy(model: Any, sublayers: list[Sublayer], ids_S: torch.Tensor) -> Anatomy:
     """Run one window and hold what is assumed of a model against what it does."""
-    seen = _Record()
+    seen = _Record(model, sublayers)
     with torch.no_grad(), watched(model, sublayers, seen, "sum"):
         answer = model(
             input_ids=ids_S[None].to(model.device), output_hidden_states=True, return_dict=True
         )
     states = answer.hidden_states
-    activations = [
-        _find_activation(model, sublayer, position, seen)
-        for position, sublayer in enumerate(sublayers)
-    ]
-    last_of_layer = {s.layer: position for position, s in enumerate(sublayers)}
-    ends = {layer: torch.add(*seen.writes[p][1:]) for layer, p in last_of_layer.items()}
+    ends = {s.layer: stream for s, stream in zip(sublayers, seen.streams, strict=True)}
     # The last hidden state has gone through the final norm, so it is left out.
     inner = [(ends[layer], states[layer + 1]) for layer in ends if layer + 2 < len(states)]
     if inner and all(_same(*pair) for pair in inner):
         head = _find_head(model, ends[max(ends)], answer.logits)
-        return Anatomy("sum", activations, head)
-    first = seen.reads.get((0, 0))
-    reads_stream = first is not None and torch.equal(first[0], states[0])
-    return Anatomy("read" if reads_stream else "unknown", activations, None)
+        return Anatomy("sum", seen.activations, head)
+    reads_stream = seen.first is not None and torch.equal(seen.first, states[0])
+    return Anatomy("read" if reads_stream else "unknown", seen.activations, None)
 
 
 def _find_activation(
-    model: Any, sublayer: Sublayer, position: int, seen: _Record
+    model: Any, sublayer: Sublayer, outputs: list[torch.Tensor], written: torch.Tensor
 ) -> Activation | None:
+    """Return what makes the writer's input of the readers' outputs, where a module does."""
     if sublayer.kind != "ffn":
         return None
     num_readers = len(sublayer.readers)
-    outputs = [seen.reads[position, index][1] for index in range(num_readers)]
     parents = {path.rpartition(".")[0] for path in (*reader_paths(sublayer), sublayer.writer)}
     for parent in sorted(parents):
         for name in ACTIVATION_NAMES:
@@ -174,7 +178,7 @@ def _find_activation(
             if not callable(function):
                 continue
             activation = _gated(function) if num_readers == 2 else function
-            if _same(activation(*outputs), seen.writes[position][0]):
+            if _same(activation(*outputs), written):
                 return activation
     return None
 

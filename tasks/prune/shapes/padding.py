@@ -9,17 +9,21 @@ import numpy as np
 import torch
 
 from tasks.prune.shapes.allocation import PER_SUBLAYER
-from tasks.prune.units.units import Kept, Units
+from tasks.prune.units.units import Kept, Sublayer, Units
 
 
 def widen(groups: Sequence[Units], kept: Kept) -> Kept:
-    """Return the units kept, and in each sublayer as many others as the widest one has more."""
+    """Return the units kept, and in each sublayer as many others as the widest one has more; of
+    sublayers, all."""
     widest = {
-        kind: max(int(m.sum()) for g, m in zip(groups, kept, strict=True) if g.kind == kind)
+        kind: max(1, *(int(m.sum()) for g, m in zip(groups, kept, strict=True) if g.kind == kind))
         for kind in {group.kind for group in groups} & set(PER_SUBLAYER)
     }
     wide = []
     for group, mask in zip(groups, kept, strict=True):
+        if group.kind == "sublayers":
+            wide.append(np.ones_like(mask))
+            continue
         others = np.flatnonzero(~mask)[: widest.get(group.kind, 0) - int(mask.sum())]
         wide.append(mask | np.isin(np.arange(len(mask)), others))
     return wide
@@ -48,4 +52,17 @@ def zero_units(
             for unit in np.flatnonzero(mask):
                 first = part.start + int(unit) * part.width
                 rows[first : first + part.width] = 0
+    return found
+
+
+def zero_biases(
+    model: Any, groups: Sequence[Units], kept: Kept, changed: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return the changed tensors with nothing in the output biases of sublayers without units."""
+    state: dict[str, torch.Tensor] = {**model.state_dict(), **changed}
+    found = dict(changed)
+    for group, mask in zip(groups, kept, strict=True):
+        name = f"{group.writer}.bias" if isinstance(group, Sublayer) else ""
+        if name in state and not mask.any():
+            found[name] = torch.zeros_like(state[name])
     return found

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from tasks.models.checkpoint import load_config
+from tasks.prune.shapes.absent import find_names, list_absent
 from tasks.prune.shapes.stock_class import name_class
 from tasks.prune.shapes.stock_config import FFN_WIDTHS, own_name, smaller_config
 from tasks.prune.units.units import Kept, Units, find_layers
@@ -22,7 +23,7 @@ MODULE = "modeling_per_layer"
 
 SOURCE = '''"""{base} with each layer as wide as `per_layer_config` in config.json says."""
 
-from transformers import {base}
+{imports}from transformers import {imported}
 
 
 class PerLayer{base}({base}):
@@ -36,6 +37,30 @@ class PerLayer{base}({base}):
             layers[index] = type(layer)(config.per_layer_config[index], index)
 '''
 """The modelling file; `base` is the stock class, `layers` the path of its layers."""
+
+ABSENT = '''        for name, numbers in config.absent_sublayers.items():
+            for index in numbers:
+                setattr(layers[index], name, Absent(index if name == "{attention}" else None))
+
+
+class Absent(torch.nn.Module):
+    """Adds nothing to the residual stream, where `absent_sublayers` in config.json says so."""
+
+    def __init__(self, layer_idx):
+        super().__init__()
+        self.layer_idx = layer_idx
+
+    def forward(self, hidden_states, *given, **named):
+        nothing = torch.zeros_like(hidden_states)
+        if self.layer_idx is None:
+            return nothing
+        for cache in (*given, *named.values()):
+            if isinstance(cache, Cache):  # it counts tokens by a layer's entries
+                entry = nothing[:, None, :, :1]
+                cache.update(entry, entry, self.layer_idx)
+        return nothing, None
+'''
+"""What follows where sublayers are absent; `attention` is what the layers call theirs."""
 
 
 def build_per_layer(
@@ -62,7 +87,8 @@ def build_per_layer(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     base = (wide.architectures or [""])[0]
-    source = SOURCE.format(base=base, layers=find_layers(model))
+    absent = list_absent(model, groups, kept)
+    source = write_source(base, model, groups, absent)
     (folder / f"{MODULE}.py").write_text(source, encoding="utf-8")
     wide.save_pretrained(folder)
     described = load_config(folder) | {
@@ -70,11 +96,25 @@ def build_per_layer(
         "auto_map": {"AutoModelForCausalLM": f"{MODULE}.PerLayer{base}"},
         "per_layer_config": list_overrides(model, groups, kept, wide),
     }
+    if absent:
+        described["absent_sublayers"] = absent
     (folder / "config.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     smaller = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
     smaller.load_state_dict(state, strict=True)
     return smaller.to(model.device).eval()
+
+
+def write_source(
+    base: str, model: Any, groups: Sequence[Units], absent: dict[str, list[int]]
+) -> str:
+    layers = find_layers(model)
+    if not absent:
+        return SOURCE.format(base=base, layers=layers, imports="", imported=base)
+    source = SOURCE.format(
+        base=base, layers=layers, imports="import torch\n", imported=f"Cache, {base}"
+    )
+    return source + ABSENT.format(attention=find_names(model, groups)["kv_groups"])
 
 
 def list_overrides(
@@ -84,7 +124,8 @@ def list_overrides(
     names = [*FFN_WIDTHS, own_name(wide, "num_attention_heads"), "num_key_value_heads"]
     overrides = {}
     for layer in range(model.config.num_hidden_layers):
-        own = [(g, m) for g, m in zip(groups, kept, strict=True) if g.layer == layer]
+        pairs = zip(groups, kept, strict=True)
+        own = [(g, m) for g, m in pairs if g.layer == layer and m.any()]
         num_kept = {g.kind: int(m.sum()) for g, m in own}
         narrow = smaller_config(name_class(model), groups, num_kept).to_dict()
         overrides[str(layer)] = {

@@ -21,7 +21,7 @@ def find_groups(model: Any, wanted: list[str], trust_remote_code: bool) -> list[
     """
     groups = []
     missing, reasons = [], set()
-    for kind in SHAPES:
+    for kind in KINDS:
         try:
             if kind in ("kv_groups", "ffn", "experts") or kind in wanted:
                 groups += find_units(model, [kind], trust_remote_code)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from tasks.prune.budgets.room import Prospect, find_budget_groups, foresee
-from tasks.prune.shapes.prunable import SHAPES, find_groups, prove_shape
+from tasks.prune.shapes.absent import check_absent
+from tasks.prune.shapes.prunable import find_groups, prove_shape
 from tasks.prune.shapes.stock_class import empty_model
-from tasks.prune.shapes.stock_config import smaller_config
+from tasks.prune.shapes.stock_config import accepts_numbers
 from tasks.prune.shapes.widths import Matrices, choose_widths, count_matrices, describe, removed
-from tasks.prune.units.units import Units
+from tasks.prune.units.units import KINDS, Units
 
 MAX_ROUNDING = 0.05
 """Largest difference between the sparsity asked for and the aligned one, unless allowed."""
@@ -32,7 +33,7 @@ class Shape:
     """Sparsity by kind, or under `all`."""
     got: dict[str, float]
     """Fraction removed of the attention, FFN and expert matrices, by kind and under `all`; of the
-    hidden dimensions and of the layers."""
+    hidden dimensions, the layers and the sublayers."""
     config: Any
     """Config of the smaller model. Where layers are cut, it is that of one choice of them
     (`stock_config.config_of_cut` gives any other's)."""
@@ -81,6 +82,8 @@ def choose_shape(
     asked = {kind: f for kind, f in asked.items() if f or kind in ("all", "ffn", "kv_groups")}
     wanted = ["kv_groups", "ffn"] if "all" in asked else [kind for kind in asked if asked[kind]]
     groups = find_groups(model, wanted, trust_remote_code)
+    if "sublayers" in wanted:
+        check_absent(model, groups, options, trust_remote_code)
     matrices = count_kinds(model, groups, alignment)
     num_units = {kind: m.num_units for kind, m in matrices.items()}
     num_kept = choose_widths(matrices, asked)
@@ -119,8 +122,10 @@ def make_shape(
     asked: dict[str, float],
     trust_remote_code: bool,
 ) -> Shape:
-    """Put a shape together, once stock code has been found to build it."""
-    config = prove_shape(model, groups, num_kept, trust_remote_code)
+    """Put a shape together, once stock code has been found to build it; of cut sublayers, only
+    what they were cut from."""
+    in_stock = num_kept | {g.kind: g.num_units for g in groups if g.kind == "sublayers"}
+    config = prove_shape(model, groups, in_stock, trust_remote_code)
     return Shape(
         num_layers=model.config.num_hidden_layers,
         num_units={kind: m.num_units for kind, m in matrices.items()},
@@ -136,7 +141,7 @@ def make_shape(
 def count_kinds(model: Any, groups: list[Units], alignment: int) -> dict[str, Matrices]:
     return {
         kind: count_matrices(model, [g for g in groups if g.kind == kind], alignment)
-        for kind in SHAPES
+        for kind in KINDS
         if any(g.kind == kind for g in groups)
     }
 
@@ -147,11 +152,7 @@ def fit_hidden(
     """Return the nearest hidden size that the family's config takes: some want a multiple of the
     number of heads."""
     wanted = num_kept["hidden"]
-    cut = {kind: number for kind, number in num_kept.items() if kind != "layers"}
     for size in sorted(choices, key=lambda n: abs(n - wanted)):
-        try:
-            smaller_config(model.config, groups, cut | {"hidden": size})
-        except ValueError:
-            continue
-        return size
+        if accepts_numbers(model.config, groups, num_kept | {"hidden": size}):
+            return size
     return wanted

@@ -40,6 +40,8 @@ def stock_config(
     Raises:
         ValueError: stock code does not build that model; says why.
     """
+    if any(g.kind == "sublayers" and num_kept[g.kind] < g.num_units for g in groups):
+        raise ValueError("a stock layer has both of its sublayers")
     number = model.config.num_hidden_layers
     first = np.arange(number) < num_kept.get("layers", number)
     choices = [np.roll(first, 1), first[::-1]] if layers is None else [layers]
@@ -157,6 +159,16 @@ def smaller_config(
     names = config.architectures or ["LlamaForCausalLM"]
     values["architectures"] = [name.replace("Llama", "Mistral") for name in names]
     return MistralConfig(**values | {"sliding_window": None})
+
+
+def accepts_numbers(config: Any, groups: Sequence[Units], num_kept: dict[str, int]) -> bool:
+    """Say whether a config takes these numbers together; any number of layers will do."""
+    cut = {kind: number for kind, number in num_kept.items() if kind != "layers"}
+    try:
+        smaller_config(config, groups, cut)
+    except ValueError:
+        return False
+    return True
 
 
 def own_name(config: Any, name: str) -> str:

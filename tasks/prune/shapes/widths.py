@@ -87,7 +87,7 @@ def removed(matrices: dict[str, Matrices], num_kept: dict[str, int]) -> dict[str
     totals: Counter[str] = Counter()
     density = 1.0
     for kind, matrix in matrices.items():
-        network_wide = kind in ("hidden", "layers")
+        network_wide = kind in ("hidden", "layers", "sublayers")
         for name in (kind,) if network_wide else (kind, "all"):
             sizes[name] += matrix.size(num_kept[kind])
             totals[name] += matrix.total

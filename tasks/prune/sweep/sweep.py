@@ -21,6 +21,7 @@ from tasks.prune.bench import Bench
 from tasks.prune.loss import BATCH_WINDOWS, predict
 from tasks.prune.repair.repair import repair_submodels
 from tasks.prune.sweep.sampling import choose_best, draw_submodel
+from tasks.prune.units.layers import silence
 from tasks.prune.units.masking import masked, masked_side_by_side
 from tasks.prune.units.units import Kept
 from tasks.prune.utility import Utility, load_utility, measure_utility
@@ -42,14 +43,31 @@ class Choice(NamedTuple):
     """Groups in which the criterion decides alone: all sub-models have its choice."""
     sampling: str = "near"
     """`PruneOptions.sampling`."""
+    left: Kept | None = None
+    """Units that no earlier round has cut; None: all."""
 
     def best(self) -> Kept:
-        return choose_best(self.importance, self.num_kept)
+        return self._widen(choose_best(self._scores(), self.num_kept))
 
     def draw(self, seed: int, number: int) -> Kept:
-        drawn = draw_submodel(self.importance, self.num_kept, seed, number, self.sampling)
-        pairs = zip(self.fixed, self.best(), drawn, strict=True)
+        drawn = draw_submodel(self._scores(), self.num_kept, seed, number, self.sampling)
+        pairs = zip(self.fixed, self.best(), self._widen(drawn), strict=True)
         return [best if fixed else other for fixed, best, other in pairs]
+
+    def _scores(self) -> list[NDArray[np.float64]]:
+        """Return the importance of the units that are left."""
+        if self.left is None:
+            return self.importance
+        return [scores[left] for scores, left in zip(self.importance, self.left, strict=True)]
+
+    def _widen(self, kept: Kept) -> Kept:
+        """Say of all units what is said of those that are left."""
+        if self.left is None:
+            return kept
+        wide = [left.copy() for left in self.left]
+        for mask, left, chosen in zip(wide, self.left, kept, strict=True):
+            mask[left] = chosen
+        return wide
 
 
 class SweepUnit(NamedTuple):
@@ -112,7 +130,8 @@ def score_unit(bench: Bench, unit: SweepUnit) -> bytes:
     """
     options = bench.work.options
     utility = load_utility(options["utility"])
-    submodels = list_submodels(unit, options["seed"])
+    kinds = [group.kind for group in bench.groups]
+    submodels = [silence(kinds, kept) for kept in list_submodels(unit, options["seed"])]
     windows = choose_windows(
         unit.number, len(bench.ids_WS), options["windows_per_submodel"], options["seed"]
     )

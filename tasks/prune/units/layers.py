@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from tasks.prune.units.experts import find_experts
-from tasks.prune.units.units import Group, find_layers, find_sublayers
+from tasks.prune.units.units import Group, Kept, find_layers, find_sublayers
 
 
 def find_layer_group(model: Any) -> Group:
@@ -34,6 +34,36 @@ def find_sublayer_group(model: Any) -> Group:
     if places != [(i, f) for i in range(model.config.num_hidden_layers) for f in (False, True)]:
         raise ValueError("found no attention and feed-forward sublayer in each of its layers")
     return Group("sublayers", len(writers), (), tuple(writer for *_, writer in sorted(writers)))
+
+
+def silence(kinds: Sequence[str], kept: Kept) -> Kept:
+    """Switch off all units of the sublayers that are off, so that who knows only of units does.
+
+    Args:
+        kinds: Of the groups, as `groups.find_units` returns them.
+    """
+    if "sublayers" not in kinds:
+        return kept
+    stays = iter(kept[kinds.index("sublayers")])
+    return [
+        mask & next(stays) if kind in ("kv_groups", "ffn") else mask
+        for kind, mask in zip(kinds, kept, strict=True)
+    ]
+
+
+def own_module(writer: str, layers: str) -> str:
+    """Return the path of the module that is a sublayer and nothing else, given its writer's.
+
+    Args:
+        layers: Path of the list of layers.
+
+    Raises:
+        ValueError: there is none.
+    """
+    module = writer.rpartition(".")[0]
+    if module.count(".") != layers.count(".") + 2:
+        raise ValueError(f"no module of its own holds what leads to {writer}")
+    return module
 
 
 def mask_layers(model: Any, group: Group, kept: NDArray[np.bool_]) -> list[Callable[[], object]]:

@@ -12,7 +12,8 @@ import torch
 
 from tasks.prune.shapes.embedding_scale import fold_scale
 from tasks.prune.shapes.stock_class import make_model
-from tasks.prune.units.units import Group, Kept, Slice, Units
+from tasks.prune.units.layers import own_module
+from tasks.prune.units.units import Group, Kept, Slice, Units, find_layers
 
 
 def slice_weights(
@@ -29,19 +30,16 @@ def slice_weights(
         changed: Tensors to take in place of the model's own, by name.
 
     Raises:
-        ValueError: a weight is shared between what is cut and what is not, or sublayers are off,
-            for which a stock architecture has no place.
+        ValueError: a weight is shared between what is cut and what is not, or a sublayer that is
+            off is no module of its own.
     """
     check_sharing(model, [g for g, mask in zip(groups, kept, strict=True) if not mask.all()])
     state: dict[str, torch.Tensor] = {**model.state_dict(), **changed}
     for group, mask in zip(groups, kept, strict=True):
         if mask.all():
             continue
-        if group.kind == "sublayers":
-            raise ValueError(
-                f"{model.config.model_type} cannot be saved without {int((~mask).sum())} of its "
-                "sublayers: a stock architecture has both in every layer; cut layers instead"
-            )
+        if isinstance(group, Group) and group.kind == "sublayers":
+            state = _drop(state, model, [group.paths[unit] for unit in np.flatnonzero(~mask)])
         if isinstance(group, Group) and group.kind == "layers":
             state = _renumber(state, group.paths, mask)
         units = torch.from_numpy(np.flatnonzero(mask))
@@ -61,6 +59,14 @@ def _select(tensor: torch.Tensor, units: torch.Tensor, num_units: int, part: Sli
     after = torch.arange(end, tensor.shape[part.dim])
     entries = torch.cat([torch.arange(part.start), owned, after])
     return tensor.index_select(part.dim, entries.to(tensor.device)).contiguous()
+
+
+def _drop(
+    state: dict[str, torch.Tensor], model: Any, writers: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """Drop all that the modules hold whose last layer each writer is."""
+    modules = tuple(f"{own_module(writer, find_layers(model))}." for writer in writers)
+    return {name: tensor for name, tensor in state.items() if not name.startswith(modules)}
 
 
 def _renumber(
@@ -102,9 +108,14 @@ def check_sharing(model: Any, groups: Sequence[Units]) -> None:
 
 
 def build_sliced(config: Any, state: dict[str, torch.Tensor], trust_remote_code: bool) -> Any:
-    """Make the smaller model of a config (`stock_config.stock_config`) around sliced weights."""
+    """Make the smaller model of a config (`stock_config.stock_config`) around sliced weights.
+
+    It is where the weights are; on the CPU where they are in several places, as those of a model
+    are that is larger than one card.
+    """
     first = next(iter(state.values()))
-    with torch.device(first.device):
+    places = {tensor.device for tensor in state.values()}
+    with torch.device(first.device if len(places) == 1 else "cpu"):
         model = make_model(config, trust_remote_code)
     for parameter in model.parameters():  # not the buffers: rotary angles want their fp32
         parameter.data = parameter.data.to(first.dtype)

@@ -142,9 +142,12 @@ def list_sublayers(groups: Sequence[Units]) -> list[Sublayer]:
 
 
 def parameters_per_unit(model: Any, group: Units) -> int:
-    """Count the weights that go with one unit of a kind that can be cut; shared ones once."""
+    """Count the weights that go with one unit; shared ones once, of sublayers the mean."""
     if group.kind == "layers" and isinstance(group, Group):
         return sum(weight.numel() for weight in model.get_submodule(group.paths[0]).parameters())
+    if group.kind == "sublayers":
+        sublayers = find_sublayers(model)
+        return sum(s.num_units * parameters_per_unit(model, s) for s in sublayers) // len(sublayers)
     owned = {(model.get_parameter(part.name), part.start): part for part in group.slices}
     sizes = [w.numel() // w.shape[part.dim] * part.width for (w, _), part in owned.items()]
     return int(sum(sizes))

@@ -7,22 +7,19 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from tasks.prune.bench import Bench, Work, set_up
+from tasks.prune.bench import Bench
 from tasks.prune.criteria import taylor
+from tasks.prune.repair.repair import repair_submodels
 from tasks.prune.sweep.sweep import Choice, cut_units, score_unit
 from tasks.prune.unit_statistics import Calibrated, measure_inputs
-from tests.benchmarks.prune.memory import BIG
+from tests.benchmarks.prune.memory_models import MODELS, build_random
 from tests.benchmarks.prune.scale import FULL, SMOKE, Scale
 from tests.benchmarks.prune.staging import build_subject_bench, stage_options
-from tests.benchmarks.subjects import Subject, find_subjects
-
-BIG_OPTIONS = {"num_submodels": 2, "submodels_per_unit": 2, "windows_per_submodel": 1}
-BIG_WINDOW = 128
+from tests.benchmarks.subjects import find_subjects
 
 
 def main() -> None:
@@ -30,7 +27,11 @@ def main() -> None:
     scale = {s.name: s for s in (FULL, SMOKE)}[scale_name]
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        bench = build_big(scale, Path(folder)) if name == BIG else build_small(name, scale, folder)
+        scratch, streamed = Path(folder), task == "streamed sweep"
+        if name in MODELS:
+            bench = build_random(name, scale, scratch, streamed)
+        else:
+            bench = build_small(name, scale, scratch)
         with torch.inference_mode():
             bench.model(input_ids=bench.ids_WS[:1, :8])  # so that libraries are loaded
         gc.collect()
@@ -38,7 +39,7 @@ def main() -> None:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         said = work(bench, task)
     cell = {
-        "model_bytes": sum(p.nbytes for p in bench.model.parameters()),
+        "model_bytes": sum(4 * p.numel() for p in bench.model.parameters()),
         "loaded_bytes": loaded,
         "peak_bytes": read_bytes("VmHWM"),
         "work": said,
@@ -53,6 +54,11 @@ def work(bench: Bench, task: str) -> str:
         one = ids[:1]
         taylor.score(Calibrated(model, sublayers, one, num_kept=[], input_norms=[]))
         return f"{one.numel()} tokens"
+    if task == "repair":
+        half = [np.arange(s.num_units) < s.num_units // 2 for s in sublayers]
+        refine = bench.work.options["refine"]
+        repair_submodels(model, bench.groups, bench.anatomy, [half], ids, refine=refine)
+        return f"half of the block, on {ids.numel()} tokens"
     norms, _ = measure_inputs(model, sublayers, ids[:1])
     importance = [
         norm.view(s.num_units, -1).sum(1).double().numpy()
@@ -66,30 +72,9 @@ def work(bench: Bench, task: str) -> str:
     return f"{options['submodels_per_unit']} sub-models, scored on {tokens} tokens"
 
 
-def build_small(name: str, scale: Scale, folder: str) -> Bench:
+def build_small(name: str, scale: Scale, scratch: Path) -> Bench:
     (subject,) = (s for s in find_subjects() if s.name == name)
-    stage = stage_options(subject, 50, {}, 0, scale, Path(folder))
-    return build_subject_bench(stage, Path(folder))
-
-
-def build_big(scale: Scale, scratch: Path) -> Bench:
-    """Return a bench around random weights; the options are the product's on few windows."""
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=896,
-            intermediate_size=4864,
-            num_hidden_layers=scale.big_layers,
-            num_attention_heads=14,
-            num_key_value_heads=2,
-            vocab_size=32000,
-            tie_word_embeddings=True,
-        )
-    ).eval()
-    ids = torch.randint(32000, (4, BIG_WINDOW), generator=torch.Generator().manual_seed(0))
-    borrowed: Subject = find_subjects()[0]
-    options: dict[str, Any] = stage_options(borrowed, 50, BIG_OPTIONS, 0, scale, scratch).options
-    options = options | BIG_OPTIONS | {"num_windows": len(ids), "window": BIG_WINDOW}
-    return set_up(Work(Path, "", "", options), model, ids)
+    return build_subject_bench(stage_options(subject, 50, {}, 0, scale, scratch), scratch)
 
 
 def read_bytes(field: str) -> int:
