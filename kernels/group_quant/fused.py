@@ -1,4 +1,4 @@
-"""Fast twin of `naive.py`: vectorised torch on any device, one Triton pass on a GPU.
+"""Fast twin of `naive.py`: vectorised torch on any device; on a GPU codes take one Triton pass.
 
 Triton is imported when the first CUDA tensor arrives, so that a CPU needs none.
 """
@@ -13,6 +13,8 @@ from torch.nn import functional as F
 TINY = torch.finfo(torch.float32).tiny
 WORD = 32
 """Bits of an int32; 32 codes fill exactly `bits` words."""
+ELEMENTS = 1024
+"""Weights of one program on a GPU."""
 
 
 def absmax_scale(weight: torch.Tensor, bits: int, group_size: int | None) -> torch.Tensor:
@@ -42,6 +44,9 @@ def quantize(
     weight: torch.Tensor, scale: torch.Tensor, bits: int, zero: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Return the nearest codes, int8 [out, in], of float32 weights under given steps."""
+    if weight.is_cuda and weight.dtype == scale.dtype == torch.float32:
+        with torch.cuda.device(weight.device):
+            return quantize_triton(weight, scale, bits, zero)
     limit = 2 ** (bits - 1) - 1
     groups = weight.reshape(*scale.shape, -1)
     codes = torch.round(groups / scale[:, :, None])
@@ -92,40 +97,25 @@ def unpack(packed: torch.Tensor, bits: int, num_columns: int) -> torch.Tensor:
     return codes[:, :num_columns].contiguous()
 
 
-def quantize_packed(
-    weight: torch.Tensor, bits: int, group_size: int | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return packed codes int32 [out, ceil(in * bits / 32)] and scale float32 [out, groups]."""
-    size = group_size or weight.shape[1]
-    if weight.is_cuda and (size % WORD == 0 or size == weight.shape[1]):
-        return quantize_packed_triton(weight, bits, size)
-    scale = absmax_scale(weight, bits, group_size)
-    return pack(quantize(weight, scale, bits), bits), scale
-
-
-def quantize_packed_triton(
-    weight: torch.Tensor, bits: int, group_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantize and pack in one pass; each program reads one group once.
-
-    A group must fill whole words: a multiple of 32 columns, or the whole row.
-    """
-    num_rows, num_columns = weight.shape
-    num_groups = num_columns // group_size
-    group_words = math.ceil(group_size * bits / WORD)
-    packed = weight.new_empty(num_rows, num_groups * group_words, dtype=torch.int32)
-    scale = weight.new_empty(num_rows, num_groups)
+def quantize_triton(
+    weight: torch.Tensor, scale: torch.Tensor, bits: int, zero: torch.Tensor | None
+) -> torch.Tensor:
+    """Quantize in one pass over a float32 weight."""
+    weight, scale = weight.contiguous(), scale.contiguous()
+    codes = torch.empty_like(weight, dtype=torch.int8)
     triton, kernel = _triton_kernel()
-    kernel[(num_rows * num_groups,)](
-        weight.contiguous(),
-        packed,
+    kernel[(triton.cdiv(weight.numel(), ELEMENTS),)](
+        weight,
         scale,
-        group_size,
-        group_words,
+        None if zero is None else zero.contiguous(),
+        codes,
+        weight.numel(),
+        weight.shape[1] // scale.shape[1],
         BITS=bits,
-        CHUNKS=triton.next_power_of_2(math.ceil(group_size / WORD)),
+        HAS_ZERO=zero is not None,
+        ELEMENTS=ELEMENTS,
     )
-    return packed, scale
+    return codes
 
 
 @cache
@@ -133,38 +123,31 @@ def _triton_kernel() -> tuple[Any, Any]:
     import triton
     import triton.language as tl
 
-    # One program holds one group as [CHUNKS, 32] weights w, and makes BITS words of each 32:
-    #     scale = max |w| / Q,  u = round(w / scale) + Q + 1
-    #     word k = sum over e of u[e] * 2^(e BITS - 32 k), its bits 0 to 31
-    # (x + 1.5 * 2^23) - 1.5 * 2^23 rounds |x| < 2^22 half to even.
+    # Groups follow one another in memory, so element i belongs to group i // group_size:
+    #     code = clamp(round(w / scale) + zero, -Q - 1, Q)
+    # (q + 1.5 * 2^23) - 1.5 * 2^23 rounds |q| < 2^22 half to even; larger ones end at the limits.
     @triton.jit  # type: ignore[untyped-decorator]
     def kernel(  # type: ignore[no-untyped-def]
         weight_ptr,
-        packed_ptr,
         scale_ptr,
+        zero_ptr,
+        codes_ptr,
+        num_elements,
         group_size,
-        group_words,
         BITS: tl.constexpr,
-        CHUNKS: tl.constexpr,
+        HAS_ZERO: tl.constexpr,
+        ELEMENTS: tl.constexpr,
     ):
-        group = tl.program_id(0).to(tl.int64)
-        LIMIT: tl.constexpr = 2 ** (BITS - 1) - 1
-        element = tl.arange(0, 32)[None, :]
-        column = tl.arange(0, CHUNKS)[:, None] * 32 + element
-        inside = column < group_size
-        weight = tl.load(weight_ptr + group * group_size + column, mask=inside, other=0.0)
-        scale = tl.div_rn(tl.max(tl.max(tl.abs(weight), axis=1), axis=0), LIMIT * 1.0)
-        scale = tl.where(scale >= 1.1754943508222875e-38, scale, 1.0)
-        tl.store(scale_ptr + group, scale)
-        code = (tl.div_rn(weight, tl.zeros_like(weight) + scale) + 12582912.0) - 12582912.0
-        unsigned = tl.where(inside, code.to(tl.int64) + (LIMIT + 1), 0)
-        for index in tl.static_range(BITS):
-            shift = element * BITS - 32 * index
-            moved = (unsigned << tl.maximum(shift, 0)) >> tl.maximum(-shift, 0)
-            here = (shift > -BITS) & (shift < 32)
-            word = tl.sum(tl.where(here, moved & 0xFFFFFFFF, 0), axis=1)
-            position = tl.arange(0, CHUNKS) * BITS + index
-            stored = position < group_words
-            tl.store(packed_ptr + group * group_words + position, word.to(tl.int32), mask=stored)
+        LIMIT: tl.constexpr = 2.0 ** (BITS - 1) - 1.0
+        element = tl.program_id(0).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)
+        inside = element < num_elements
+        group = element // group_size
+        weight = tl.load(weight_ptr + element, mask=inside, other=0.0)
+        scale = tl.load(scale_ptr + group, mask=inside, other=1.0)
+        code = (tl.div_rn(weight, scale) + 12582912.0) - 12582912.0
+        if HAS_ZERO:
+            code += tl.load(zero_ptr + group, mask=inside, other=0).to(tl.float32)
+        code = tl.minimum(tl.maximum(code, -LIMIT - 1.0), LIMIT)
+        tl.store(codes_ptr + element, code.to(tl.int8), mask=inside)
 
     return triton, kernel

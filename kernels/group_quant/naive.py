@@ -123,11 +123,3 @@ def unpack(packed: torch.Tensor, bits: int, num_columns: int) -> torch.Tensor:
             code = number >> column * bits & 2**bits - 1
             codes[row, column] = code - 2 ** (bits - 1)
     return codes
-
-
-def quantize_packed(
-    weight: torch.Tensor, bits: int, group_size: int | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return packed codes int32 [out, ceil(in * bits / 32)] and scale float32 [out, groups]."""
-    scale = absmax_scale(weight, bits, group_size)
-    return pack(quantize(weight, scale, bits), bits), scale
