@@ -30,6 +30,7 @@ from tasks.stages import (
     from_scratch,
     prune_stage,
     quantize_stage,
+    train_export_stage,
 )
 
 Complete = Callable[[str, Stage, type[Any]], Any]
@@ -95,8 +96,12 @@ def compress(
                 evaluate(name, kind, name, students[name])
             model = students[title]
     for export in recipe.exports:
+        incoming = model
+        if export.train:
+            stage = train_export_stage(recipe, export, teacher, model, corpus)
+            incoming = complete(f"train {export.name}", stage, ModelRef)
         made_by = f"quantize {export.name}"
-        stage = quantize_stage(recipe, export, model, inputs.calibration)
+        stage = quantize_stage(recipe, export, incoming, inputs.calibration)
         evaluate(export.name, "export", made_by, complete(made_by, stage, ModelRef))
 
 

@@ -125,11 +125,10 @@ def check_training(recipe: Recipe) -> Finding:
     """Hold the batch against the workers, before hours are spent on what comes before training."""
     from tasks.distill.deepspeed_config import split_batch
 
-    for step in recipe.steps:
-        if step.distill:
-            split_batch(
-                step.distill.batch_blocks, step.distill.micro_batch_blocks, recipe.cluster.workers
-            )
+    steps = [step.distill for step in recipe.steps] + [export.train for export in recipe.exports]
+    for options in steps:
+        if options:
+            split_batch(options.batch_blocks, options.micro_batch_blocks, recipe.cluster.workers)
     return Finding("ok", "training", "the global batch divides over the workers")
 
 

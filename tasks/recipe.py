@@ -120,6 +120,8 @@ class Export(Config):
     options: dict[str, Any] = Field(default_factory=dict)
     """The method's options."""
     format_options: dict[str, Any] = Field(default_factory=dict)
+    runtime: Literal["transformers", "vllm", "llama.cpp"] | None = None
+    """What is going to run it: an export that this cannot read is refused."""
     mixed_precision: MixedPrecision | None = None
     """Overrides the method's `bits`, weight by weight."""
     train: DistillOptions | None = None

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from tasks.outside_code import find_source, is_outside
 from tasks.plugins import plugin_constant, plugin_names, resolve_options, uri_options
-from tasks.quantize.pairing import check_pair
+from tasks.quantize.pairing import check_codes, check_pair
 from tasks.recipe import DistillOptions, Export, Recipe, Step
 from tasks.recipe_parts import Plugin
 
@@ -161,9 +161,12 @@ def resolve(recipe: Recipe, folder: Path) -> Recipe:
         options = resolve_options("method", chosen.method, chosen.options)
         format_options = resolve_options("format", chosen.format, chosen.format_options)
         check_pair(chosen.method, chosen.format)
-        for bits in chosen.mixed_precision.bits if chosen.mixed_precision else []:
-            resolve_options("method", chosen.method, chosen.options | {"bits": bits})
-        update = {"options": options, "format_options": format_options}
+        widths = chosen.mixed_precision.bits if chosen.mixed_precision else []
+        for width in [{"bits": bits} for bits in widths] or [{}]:
+            given = resolve_options("method", chosen.method, chosen.options | width)
+            given |= {"dtype": chosen.dtype, "mixed_precision": "given" if widths else None}
+            check_codes(chosen.method, given, chosen.format, chosen.runtime)
+        update: dict[str, Any] = {"options": options, "format_options": format_options}
         if chosen.train:
             check_trainable(chosen)
             update["train"] = distill(chosen.train)

@@ -7,7 +7,7 @@ is a hit never import torch or Ray. What says where, when or for whom (cluster, 
 from dataclasses import replace
 
 from tasks.outside_code import is_outside, source_digest
-from tasks.plugins import uri_options
+from tasks.plugins import plugin_names, uri_options
 from tasks.prune_options import PruneOptions
 from tasks.recipe import DistillOptions, Export, Recipe
 from tasks.records import CorpusRef, ModelRef, TextRef
@@ -169,4 +169,6 @@ def evaluate_stage(recipe: Recipe, model: ModelRef, text: TextRef) -> Stage:
             "trust_remote_code": recipe.teacher.trust_remote_code,
         },
         inputs={"model": model, "text": text},
+        # An export may be in any of them; they are found by name when it is loaded.
+        plugins=tuple(("encoding", name) for name in plugin_names("encoding")),
     )

@@ -16,6 +16,7 @@ from tasks.models.checkpoint import describe_model, load_config, load_tokenizer
 from tasks.records import CorpusRef, ModelRef
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tasks.stage import StageSpace
@@ -28,11 +29,15 @@ def distill(
     teacher: ModelRef,
     student: ModelRef,
     corpus: CorpusRef,
+    prepare: Callable[[Any], None] | None = None,
 ) -> ModelRef:
     """Train on a process group of `world_size` ranks and write the trained student to `space.out`.
 
     Whatever was killed on the way, ranks or this process, training goes on from the newest
     checkpoint below the stage's prefix, and is not repeated once it is done.
+
+    Args:
+        prepare: Called on each rank with the student before it is trained.
 
     Raises:
         ValueError: the batch does not divide over the ranks, or the tokenizers differ.
@@ -57,6 +62,7 @@ def distill(
         corpus_uri=corpus.uri,
         vocab_size=vocab_size,
         num_steps=num_steps,
+        prepare=prepare,
     )
     if not space.store.exists(f"{space.prefix}/trained.json"):
         run_training(space, job)

@@ -56,6 +56,8 @@ class TrainingJob:
     vocab_size: int | None
     """Logits to keep of both models, where one of them pads its vocabulary; None keeps all."""
     num_steps: int
+    prepare: Callable[[Any], None] | None = None
+    """Called with the student before it is put under DeepSpeed."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,8 @@ def load_models(job: TrainingJob, batch: Batch) -> Models:
     student = initialize(
         job.localize(job.student_uri), options["seed"], trusted, **chosen["options"]
     )
+    if job.prepare:
+        job.prepare(student)
     engine = start_engine(student.train(), options, batch)
     return Models(student=engine, teacher=teacher, vocab_size=job.vocab_size)
 

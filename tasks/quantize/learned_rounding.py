@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 import torch
 
-from kernels.group_quant import fused
 from tasks.models.quantized.integer import IntegerTensor
 from tasks.quantize.block import round_scale
-from tasks.quantize.clipping import search_clipping
+
+MARGIN = 0.49
+"""How far from its code a latent weight may begin: half a step, less what keeps the rounding."""
 
 
 class Learned(NamedTuple):
@@ -36,26 +37,25 @@ class Learned(NamedTuple):
     """In which steps are stored."""
 
 
-def start_learning(
-    weight: torch.Tensor, bits: int, group_size: int | None, dtype: torch.dtype
-) -> Learned:
-    """Begin with each group's step at which rounding to nearest changes the weight least.
+def start_learning(weight: torch.Tensor, start: IntegerTensor) -> Learned:
+    """Begin with given codes and steps, and with latent weights as near to the weight as those
+    codes allow.
 
     Args:
         weight: [out, in].
     """
-    everywhere = torch.ones_like(weight[0])
-    scale = fused.absmax_scale(weight, bits, group_size)
-    first_step = search_clipping(weight, scale, everywhere, bits)[:, :, None]
-    groups = weight.reshape(*scale.shape, -1)
+    first_step = start.scale.to(weight)[:, :, None]
+    groups = weight.reshape(*start.scale.shape, -1)
+    codes = start.codes.to(weight).reshape_as(groups)
+    latent = codes + (groups / first_step - codes).clamp(-MARGIN, MARGIN)
     return Learned(
-        latent=(groups / first_step).requires_grad_(),
+        latent=latent.requires_grad_(),
         growth=torch.zeros_like(first_step).requires_grad_(),
         first_step=first_step,
         some=groups.any(dim=2, keepdim=True).float(),
-        bits=bits,
-        group_size=group_size,
-        dtype=dtype,
+        bits=start.bits,
+        group_size=start.group_size,
+        dtype=start.scale.dtype,
     )
 
 

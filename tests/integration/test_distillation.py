@@ -21,9 +21,12 @@ from infra.ray_cluster import RayExecutor
 from infra.storage import FileStore, localize
 from tasks.distill.checkpoints import newest_marker
 from tasks.distill.distillation import shared_vocab_size
+from tasks.distill.rounding import round_in_forward
 from tasks.distill.training import TrainingJob, train_on_rank
 from tasks.errors import CheckpointError
 from tasks.models.checkpoint import load_model
+from tasks.quantize.decoder_blocks import find_blocks, linear_weights
+from tasks.quantize.methods import absmax
 from tasks.records import ModelRef
 from tests.integration.distill_driver import PREFIX, make_options, run_distill
 
@@ -168,7 +171,11 @@ def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def train_alone(
-    store: FileStore, folders: tuple[Path, Path, Path], num_steps: int = 6, **overrides: Any
+    store: FileStore,
+    folders: tuple[Path, Path, Path],
+    num_steps: int = 6,
+    prepare: Callable[[Any], None] | None = None,
+    **overrides: Any,
 ) -> str | None:
     teacher, student, corpus = map(str, folders)
     job = TrainingJob(
@@ -181,6 +188,7 @@ def train_alone(
         corpus_uri=corpus,
         vocab_size=None,
         num_steps=num_steps,
+        prepare=prepare,
     )
     return train_on_rank({"job": job})
 
@@ -199,6 +207,11 @@ def stop_at_first_checkpoint(
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr("tasks.distill.checkpoints.delete_older", lose_power)
         train_alone(store, folders, **overrides)
+
+
+def trained_weights(store: FileStore) -> dict[str, torch.Tensor]:
+    files = read_json(store, "trained.json")["files"]
+    return load_file(store.root / next(key for key in files if key.endswith(".safetensors")))
 
 
 def losses(store: FileStore) -> list[float]:
@@ -231,13 +244,49 @@ def test_every_zero_stage_and_dtype_resumes_to_the_same_bytes(
     assert train_alone(whole, folders, **how) is None
     stop_at_first_checkpoint(stopped, folders, monkeypatch, **how)
     assert train_alone(stopped, folders, **how) is None
-    weights = [
-        load_file(store.root / next(k for k in trained["files"] if k.endswith(".safetensors")))
-        for store in (whole, stopped)
-        if (trained := read_json(store, "trained.json"))
-    ]
+    weights = [trained_weights(store) for store in (whole, stopped)]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     assert losses(whole) == losses(stopped)
+
+
+@pytest.mark.parametrize(("zero_stage", "dtype"), [(0, "float32"), (2, "bfloat16")])
+def test_training_through_a_rounding_resumes_and_leaves_latent_weights(
+    process_group: None,
+    folders: tuple[Path, Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    zero_stage: int,
+    dtype: str,
+) -> None:
+    options: dict[str, Any] = {"bits": 2, "group_size": 16}
+    rounding = {"method": "absmax", "options": options, "dtype": "bfloat16"}
+    students: list[Any] = []
+
+    def prepare(student: Any) -> None:
+        students.append(student)
+        round_in_forward(rounding, student)
+
+    how: dict[str, Any] = {"zero_stage": zero_stage, "dtype": dtype, "prepare": prepare}
+    how |= {"checkpoint_steps": 2, "batch_blocks": 16}
+    whole, stopped = (FileStore(f"file://{tmp_path / name}") for name in ("whole", "stopped"))
+    assert train_alone(whole, folders, **how) is None
+    stop_at_first_checkpoint(stopped, folders, monkeypatch, **how)
+    assert train_alone(stopped, folders, **how) is None
+    weights = [trained_weights(store) for store in (whole, stopped)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert losses(whole)[-1] < losses(whole)[0]
+    exported = load_model(whole.root / read_json(whole, "trained.json")["folder"], dtype)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        unrounded = exported(input_ids=ids).logits
+        for block in find_blocks(exported):
+            for name in linear_weights(exported, block):
+                latent = exported.get_parameter(name)
+                done = absmax.round_weight(latent.float(), torch.bfloat16, **options)
+                latent.copy_(done.dequantize())
+        computed = students[0](input_ids=ids).logits
+        assert torch.equal(exported(input_ids=ids).logits, computed)
+    assert not torch.equal(unrounded, computed)
 
 
 def test_a_loss_that_is_no_number_stops_with_a_remedy(

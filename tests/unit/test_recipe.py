@@ -1,7 +1,9 @@
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -95,3 +97,81 @@ def test_a_wrong_recipe_is_answered_quickly_and_without_torch(recipe_file: Path)
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
     assert time.monotonic() - began < 10  # 0.5 s on an idle machine
+
+
+GGUF_EXPORT = {
+    "name": "q4",
+    "method": "gptq",
+    "format": "gguf",
+    "dtype": "float16",
+    "options": {"bits": 4, "group_size": 32},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"runtime": "vllm"}, "runtime vllm cannot read format gguf; choose from ['compressed-"),
+        ({"dtype": "bfloat16"}, "takes integer codes with dtype: float16; got dtype: bfloat16"),
+        ({"options": {"bits": 3, "group_size": 32}}, "with bits: 4 or 8; got bits: 3"),
+        ({"options": {"bits": 4, "group_size": 64}}, "group_size: 32; got group_size: 64"),
+        ({"method": "vector_int8", "options": {}}, "group_size: 32; got bits: null"),
+        ({"format": "compressed-tensors", "runtime": "llama.cpp"}, "choose from ['gguf']"),
+        (
+            {"format": "compressed-tensors", "runtime": "vllm", "options": {"bits": 3}},
+            "runtime vllm takes integer codes with bits: 4 or 8 or null; got bits: 3",
+        ),
+        (
+            {
+                "format": "compressed-tensors",
+                "runtime": "vllm",
+                "mixed_precision": {"bytes": 10**6, "bits": [2, 8]},
+            },
+            "runtime vllm takes integer codes with bits: 4 or 8 or null; got bits: 2",
+        ),
+        (
+            {
+                "format": "compressed-tensors",
+                "method": "absmax",
+                "options": {"symmetric": False},
+                "mixed_precision": {"bytes": 10**6},
+            },
+            "takes integer codes with symmetric: true or null; got symmetric: false",
+        ),
+        ({"format": "nightpress", "runtime": "transformers"}, "cannot read format nightpress"),
+    ],
+)
+def test_a_runtime_that_cannot_read_the_export_is_refused(
+    changes: dict[str, Any], told: str, recipe_file: Path
+) -> None:
+    raw = yaml.safe_load(recipe_file.read_text())
+    raw["exports"] = [GGUF_EXPORT | changes]
+    recipe_file.write_text(yaml.safe_dump(raw))
+    with pytest.raises(ValueError, match=re.escape(told)):
+        load_recipe(recipe_file)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"runtime": "llama.cpp", "options": {"bits": 8, "group_size": 32}},
+        {"runtime": "llama.cpp", "method": "none", "options": {}, "dtype": "bfloat16"},
+        {
+            "runtime": "llama.cpp",
+            "method": "absmax",
+            "options": {"bits": 4, "group_size": 32, "symmetric": False},
+        },
+        {"runtime": "vllm", "format": "compressed-tensors"},
+        {"runtime": "vllm", "format": "compressed-tensors", "method": "vector_int8", "options": {}},
+        {"runtime": "vllm", "format": "compressed-tensors", "method": "fp8", "options": {}},
+        {"runtime": "transformers", "format": "compressed-tensors", "options": {"bits": 3}},
+    ],
+)
+def test_a_runtime_that_reads_the_export_is_taken(
+    changes: dict[str, Any], recipe_file: Path
+) -> None:
+    raw = yaml.safe_load(recipe_file.read_text())
+    raw["exports"] = [GGUF_EXPORT | changes]
+    recipe_file.write_text(yaml.safe_dump(raw))
+    assert load_recipe(recipe_file).exports[0].runtime == changes.get("runtime")
