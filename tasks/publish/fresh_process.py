@@ -1,22 +1,44 @@
 """Load a model folder as a stranger would, and say what was found.
 
 Run alone, by path, in isolated mode: nothing of nightpress is imported, so what loads here loads
-for everybody. A JSON request comes in on stdin, {folder, ids, trust_remote_code}; the last line
-on stdout answers.
+for everybody. The exception is nightpress's own layout, which nobody else reads; the answer's
+`loader` says so. A JSON request comes in on stdin, {folder, ids, trust_remote_code}; the last
+line on stdout answers.
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+KINDS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 
-def main() -> None:
-    request = json.load(sys.stdin)
-    folder, trust = Path(request["folder"]), request["trust_remote_code"]
+def load(folder: Path, trust: bool) -> tuple[str, Any, dict[str, Any]]:
+    """Return the loader's name, the model, and the names of the weights that do not fit."""
+    if (folder / "nightpress.json").is_file():
+        sys.path.insert(0, str(Path(__file__).parents[2]))
+        from tasks.models.packed_checkpoint import load_packed
+
+        return "nightpress", load_packed(folder, "auto", trust), dict.fromkeys(KINDS, ())
+    if (folder / "model.gguf").is_file():
+        from gguf import GGUFReader
+
+        config = AutoConfig.from_pretrained(folder)
+        fields = GGUFReader(folder / "model.gguf").fields
+        config.model_type = fields["general.architecture"].contents()  # a mistral is a llama there
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            gguf_file="model.gguf",
+            config=config,
+            dtype=config.dtype,
+            output_loading_info=True,
+        )
+        return "transformers", model, found
     model, found = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype="auto",
@@ -24,6 +46,13 @@ def main() -> None:
         use_safetensors=True,
         output_loading_info=True,
     )
+    return "transformers", model, found
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    folder, trust = Path(request["folder"]), request["trust_remote_code"]
+    loader, model, found = load(folder, trust)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device).eval()
     vocabulary = None
@@ -37,6 +66,7 @@ def main() -> None:
             nats += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
             tokens += len(row) - 1
     answer = {
+        "loader": loader,
         "architecture": type(model).__name__,
         "missing": sorted(map(str, found["missing_keys"])),
         "unexpected": sorted(map(str, found["unexpected_keys"])),
@@ -44,7 +74,8 @@ def main() -> None:
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "embedding_rows": model.get_input_embeddings().weight.shape[0],
         "vocabulary": vocabulary,
-        "quantized": getattr(model.config, "quantization_config", None) is not None,
+        "quantized": loader == "nightpress"
+        or getattr(model.config, "quantization_config", None) is not None,
         "nats_per_token": nats / tokens,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }

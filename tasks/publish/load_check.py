@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import CheckpointError
+from tasks.models.checkpoint import PACKED_ABOUT
 from tasks.records import ModelRef, Record
 
 PROGRAM = Path(__file__).with_name("fresh_process.py")
@@ -35,12 +36,15 @@ class LoadEvidence(Record):
     """Of the model in memory, on the same windows."""
     num_windows: int
     versions: dict[str, str]
+    loader: str = "transformers"
+    """What loaded it; `nightpress` where the layout is our own."""
 
 
 def check_loads(
     folder: Path, model: ModelRef, probe: Probe, trust_remote_code: bool = False
 ) -> LoadEvidence:
-    """Load a folder with plain `from_pretrained` in a process of its own.
+    """Load a folder with plain `from_pretrained` in a process of its own, or with nightpress's
+    loader where the layout is its own.
 
     Args:
         trust_remote_code: Run the Python files that come with it, as the recipe says.
@@ -79,6 +83,7 @@ def check_loads(
         reference_nats_per_token=expected,
         num_windows=len(probe.ids),
         versions=found["versions"],
+        loader=found["loader"],
     )
 
 
@@ -100,6 +105,7 @@ def ask_fresh_process(folder: Path, probe: Probe, trust_remote_code: bool) -> di
         raise CheckpointError(f"load gate: {folder} did not load within {TIMEOUT_S} s") from None
     if process.returncode != 0:
         lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
-        raise CheckpointError(f"load gate: plain transformers cannot load it: {lines[-1]}")
+        reader = "nightpress" if (folder / PACKED_ABOUT).is_file() else "plain transformers"
+        raise CheckpointError(f"load gate: {reader} cannot load it: {lines[-1]}")
     answer: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return answer

@@ -51,7 +51,8 @@ def front_matter(manifest: Manifest, export: dict[str, Any]) -> dict[str, Any]:
         tags += ["quantized", export["method"]]
     if export["format"] != "safetensors":
         tags.append(export["format"])
-    matter: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    library = manifest.load_check.loader
+    matter: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation"}
     if HUB_ID.fullmatch(recipe["teacher"]["model"]):
         matter["base_model"] = recipe["teacher"]["model"]
     if manifest.provenance.licence.name:

@@ -3,7 +3,8 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tasks.models.checkpoint import load_config
+from tasks.models.checkpoint import count_parameters, load_config, load_model
 from tasks.models.quantized.integer import IntegerTensor
+from tasks.models.quantized_tensor import QuantizedTensor
 from tasks.quantize.checkpoint_tensors import cast, stored_names
 from tasks.quantize.decoder_blocks import find_layout
 from tasks.quantize.formats import compressed_tensors, safetensors
-from tasks.quantize.methods import absmax
+from tasks.quantize.methods import absmax, fp8
 
 COMPARE = """
 import sys, torch
@@ -44,11 +46,37 @@ def quantize_all(
 def write_both(source: Path, folder: Path, dtype: torch.dtype, **options: Any) -> tuple[Path, Path]:
     """Write one quantization packed, and multiplied out as a plain checkpoint."""
     quantized, others = quantize_all(source, dtype, **options)
+    return write_quantized(source, folder, dtype, quantized, others)
+
+
+def write_quantized(
+    source: Path,
+    folder: Path,
+    dtype: torch.dtype,
+    quantized: Mapping[str, QuantizedTensor],
+    others: list[str],
+) -> tuple[Path, Path]:
     packed, plain = folder / "packed", folder / "plain"
     for out, write in ((packed, compressed_tensors.write), (plain, safetensors.write)):
         out.mkdir(parents=True)
         write(source, out, quantized, others, dtype)
     return packed, plain
+
+
+def write_mixed(source: Path, folder: Path) -> tuple[Path, Path]:
+    """Write a model whose weights are stored in four ways, two of them in two widths."""
+    eight, others = quantize_all(source, bits=8, group_size=16)
+    four, _ = quantize_all(source, bits=4, group_size=8)
+    mixed: dict[str, QuantizedTensor] = dict(four)
+    for name in four:
+        if "k_proj" in name:
+            mixed[name] = eight[name]
+        elif "o_proj" in name:
+            mixed[name] = fp8.quantize_weight(eight[name].dequantize(), torch.float32)
+        elif "v_proj" in name:
+            del mixed[name]
+    kept = [name.removesuffix(".weight") for name in four if name not in mixed]
+    return write_quantized(source, folder, torch.float32, mixed, [*others, *kept])
 
 
 def save_random(folder: Path, model_type: str, **settings: Any) -> Path:
@@ -84,12 +112,16 @@ def test_packed_exports_compute_what_the_codes_stand_for(tiny_llama: Path, tmp_p
         (untied, torch.float32, {"bits": 8, "group_size": 16}),
         (untied, torch.bfloat16, {"bits": 4}),
         (biased, torch.float32, {"bits": 4, "group_size": 8}),
+        (tiny_llama, torch.float32, {"bits": 4, "group_size": 16, "symmetric": False}),
+        (untied, torch.bfloat16, {"bits": 8, "symmetric": False}),
+        (biased, torch.float32, {"bits": 3, "symmetric": False}),
     ]
     folders = [
         folder
         for index, (source, dtype, options) in enumerate(cases)
         for folder in write_both(source, tmp_path / str(index), dtype, **options)
     ]
+    folders += write_mixed(tiny_llama, tmp_path / "mixed")
     subprocess.run([sys.executable, "-c", COMPARE, *folders], check=True, cwd=tmp_path)
 
 
@@ -185,3 +217,118 @@ def test_casts() -> None:
 def test_nothing_quantized_is_nothing_to_pack(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="use format safetensors"):
         compressed_tensors.write(tiny_llama, tmp_path, {}, ["lm_head"], torch.float32)
+
+
+def test_several_ways_to_store_are_named_by_group(tiny_llama: Path, tmp_path: Path) -> None:
+    packed, _ = write_mixed(tiny_llama, tmp_path)
+    scheme = load_config(packed)["quantization_config"]
+    groups = scheme["config_groups"].values()
+    assert scheme["format"] == "mixed-precision"
+    assert "dequantize" not in scheme
+    found = {
+        (g["format"], g["weights"]["type"], g["weights"]["num_bits"], g["weights"]["strategy"])
+        for g in groups
+    }
+    assert found == {
+        ("pack-quantized", "int", 4, "group"),
+        ("pack-quantized", "int", 8, "group"),
+        ("float-quantized", "float", 8, "channel"),
+    }
+    assert all(g["input_activations"] is None for g in groups)
+    tensors = load_file(packed / "model.safetensors")
+    name = "model.layers.0.self_attn.o_proj.weight"
+    assert tensors[name].dtype == torch.float8_e4m3fn
+    assert tensors[f"{name}_scale"].shape == (32, 1)
+    assert "model.layers.0.self_attn.v_proj" in scheme["ignore"]
+
+
+def test_zero_points_are_packed_down_the_rows(tiny_llama: Path, tmp_path: Path) -> None:
+    """As compressed-tensors packs them."""
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+    quantized, _ = quantize_all(tiny_llama, bits=4, group_size=16, symmetric=False)
+    packed, _ = write_both(
+        tiny_llama, tmp_path, torch.float32, bits=4, group_size=16, symmetric=False
+    )
+    name = "model.layers.0.mlp.down_proj.weight"
+    stored = load_file(packed / "model.safetensors")[f"{name}_zero_point"]
+    assert stored.shape == (32 * 4 // 32, 64 // 16)
+    zero = quantized[name].zero
+    assert zero is not None
+    assert torch.equal(unpack_from_int32(stored, 4, zero.shape, packed_dim=0), zero)
+    scheme = load_config(packed)["quantization_config"]
+    assert scheme["config_groups"]["group_0"]["weights"]["symmetric"] is False
+    assert scheme["dequantize"] is True
+
+
+def test_zero_points_in_several_widths_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    quantized, others = quantize_all(tiny_llama, bits=4, group_size=16, symmetric=False)
+    name = "model.layers.0.mlp.down_proj.weight"
+    eight, _ = quantize_all(tiny_llama, bits=8, group_size=16)
+    with pytest.raises(ValueError, match="zero points where all weights have the same bits"):
+        write_quantized(
+            tiny_llama, tmp_path, torch.float32, quantized | {name: eight[name]}, others
+        )
+
+
+def test_int8_inputs_are_rounded_token_by_token(tiny_llama: Path, tmp_path: Path) -> None:
+    """transformers computes with both sides in int8: 255 steps from -max to max."""
+    quantized, others = quantize_all(tiny_llama, bits=8)
+    both = {name: replace(tensor, activations="int8") for name, tensor in quantized.items()}
+    packed, plain = write_quantized(tiny_llama, tmp_path, torch.float32, both, others)
+    scheme = load_config(packed)["quantization_config"]
+    assert scheme["format"] == "int-quantized"
+    inputs = scheme["config_groups"]["group_0"]["input_activations"]
+    assert (inputs["strategy"], inputs["dynamic"], inputs["num_bits"]) == ("token", True, 8)
+    name = "model.layers.0.mlp.up_proj"
+    stored = load_file(packed / "model.safetensors")
+    assert torch.equal(stored[f"{name}.weight"], quantized[f"{name}.weight"].codes)
+
+    def round_input(module: torch.nn.Module, args: tuple[torch.Tensor]) -> torch.Tensor:
+        step = args[0].abs().amax(dim=-1, keepdim=True) / 127.5
+        return torch.round(args[0] / step).clamp(-128, 127) * step
+
+    expected = load_model(plain)
+    ids = torch.arange(40).view(2, 20)
+    with torch.no_grad():
+        unrounded = expected(input_ids=ids).logits
+        for weight in both:
+            module = expected.get_submodule(weight.removesuffix(".weight"))
+            module.register_forward_pre_hook(round_input)
+        logits = load_model(packed)(input_ids=ids).logits
+        torch.testing.assert_close(logits, expected(input_ids=ids).logits, rtol=0, atol=1e-4)
+    assert (logits - unrounded).abs().max() > 1e-3
+
+
+def test_three_bits_say_their_container(tiny_llama: Path, tmp_path: Path) -> None:
+    quantized, others = quantize_all(tiny_llama, bits=3, group_size=16)
+    facts = compressed_tensors.write(tiny_llama, tmp_path, quantized, others, torch.float32)
+    assert str(facts["container"]).startswith("int3: 32 codes in 3 words of 32 bits")
+    quantized, others = quantize_all(tiny_llama, bits=4, group_size=16)
+    facts = compressed_tensors.write(tiny_llama, tmp_path, quantized, others, torch.float32)
+    assert "container" not in facts
+
+
+@pytest.mark.parametrize(
+    ("options", "bits_per_weight"),
+    [
+        ({"bits": 4, "group_size": 64}, 4.25),
+        ({"bits": 3, "group_size": 64}, 3.25),
+        ({"bits": 4, "group_size": 64, "symmetric": False}, 4.25 + 4 / 64),
+        ({"bits": 8}, 8),
+    ],
+)
+def test_bytes_on_disk_are_the_formats_arithmetic(
+    options: dict[str, Any],
+    bits_per_weight: float,
+    make_llama: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    source = make_llama(hidden_size=512, intermediate_size=1536, head_dim=128)
+    quantized, others = quantize_all(source, torch.bfloat16, **options)
+    facts = compressed_tensors.write(source, tmp_path, quantized, others, torch.bfloat16)
+    num_quantized = sum(tensor.shape.numel() for tensor in quantized.values())
+    rest = 2 * (count_parameters(source) - num_quantized)
+    expected = num_quantized * bits_per_weight / 8 + rest
+    assert (tmp_path / "model.safetensors").stat().st_size == pytest.approx(expected, rel=0.03)
+    assert facts["effective_bits"] == pytest.approx(bits_per_weight, rel=0.01)

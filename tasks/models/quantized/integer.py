@@ -27,6 +27,8 @@ class IntegerTensor:
     facts: dict[str, float] = field(default_factory=dict)
     zero: torch.Tensor | None = None
     """int8 [out, groups]; None where the codes are symmetric about 0."""
+    activations: str | None = None
+    """`int8` where the layer takes each token's input in int8, too."""
 
     kind: ClassVar[str] = "integer"
 
@@ -52,6 +54,7 @@ class IntegerTensor:
             "bits": self.bits,
             "group_size": self.group_size,
             "num_columns": self.codes.shape[1],
+            "activations": self.activations,
         }
         return Packed(parts, about)
 
@@ -60,5 +63,11 @@ def unpack(packed: Packed, facts: dict[str, float]) -> IntegerTensor:
     parts, about = packed
     codes = fused.unpack(parts["codes"], about["bits"], about["num_columns"])
     return IntegerTensor(
-        codes, parts["scale"], about["bits"], about["group_size"], facts, parts.get("zero")
+        codes,
+        parts["scale"],
+        about["bits"],
+        about["group_size"],
+        facts,
+        parts.get("zero"),
+        about["activations"],
     )

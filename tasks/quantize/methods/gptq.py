@@ -2,10 +2,11 @@
 
     after the columns Q are rounded to V_Q, the others are  W_R + (W_Q - V_Q) H_QR H_RR^-1
 
-which is the best they can do for tr((W - V) H (W - V)^T). With U^T U = H^-1, U upper triangular,
-rounding column j adds  -(w_j - v_j) / U_jj * U_j,k  to each later column k.
+which is the best they can do for tr((W - V) H (W - V)^T).
 """
 
+from collections.abc import Mapping
+from itertools import accumulate
 from typing import Annotated, Literal
 
 import torch
@@ -13,17 +14,19 @@ from pydantic import Field
 
 from kernels.group_quant import fused
 from tasks.models.quantized.integer import IntegerTensor
+from tasks.models.quantized.plain import PlainTensor
 from tasks.quantize.block import Block, Quantized, round_scale
-from tasks.quantize.calibration import collect_hessians
-from tasks.quantize.hessian import inverse_factor, relative_error
+from tasks.quantize.calibration import collect_hessians, put_weights, shared_inputs
+from tasks.quantize.clipping import search_clipping
+from tasks.quantize.column_rounding import ColumnGrid, round_columns
+from tasks.quantize.hessian import damped_factor, output_energy
 
 CALIBRATED = True
 ENCODINGS = ("integer",)
 
-BLOCK_COLUMNS = 128
-"""Columns whose updates reach the rest of the matrix together."""
-SHRINKS = [1 - step / 40 for step in range(21)]
-"""Fractions of the absmax step that the clipping search tries."""
+MOST_ROWS = 256
+"""Rows of a weight from which its `output_error` is told; all of them would cost half as much again
+as the rounding does."""
 
 
 def quantize(
@@ -31,7 +34,9 @@ def quantize(
     *,
     bits: Literal[8, 4, 3, 2] = 4,
     group_size: Annotated[int, Field(gt=0)] | None = 128,
+    symmetric: bool = True,
     act_order: bool = True,
+    true_sequential: bool = False,
     clip_search: bool = True,
     damping: Annotated[float, Field(gt=0)] = 0.01,
 ) -> Quantized:
@@ -40,96 +45,127 @@ def quantize(
     Args:
         bits: Bits per code.
         group_size: Columns that share a step; None for one step per row.
+        symmetric: Codes about 0; otherwise a zero point per group.
         act_order: Round the columns with the largest mean square input first.
+        true_sequential: Fit each weight to what enters it when those that run before it in the
+            block are quantized; one pass over the text for each input that weights share.
         clip_search: Shrink each group's step where that lowers its weighted squared error.
         damping: Added to the Hessian's diagonal, as a fraction of its mean.
 
-    Reference: Frantar et al. 2022, arXiv 2210.17323, algorithm 1; static groups and activation
-        order as in the authors' code.
+    Reference: Frantar et al. 2022, arXiv 2210.17323, algorithm 1; static groups, activation order
+        and true sequential quantization as in the authors' code.
     """
-    hessians = collect_hessians(block.calibrated, list(block.weights))
-    return {
-        name: quantize_weight(
-            weight, hessians[name], block.dtype, bits, group_size, act_order, clip_search, damping
+    prefix, done = block.calibrated, Quantized()
+    everything = list(block.weights)
+    sharing = shared_inputs(prefix, everything)
+    hessians = {} if true_sequential else collect_hessians(prefix, everything)
+    for names in sharing:
+        if true_sequential:
+            put_weights(prefix, done)
+            hessians = collect_hessians(prefix, names)
+        done |= quantize_together(
+            {name: block.weights[name] for name in names},
+            hessians[names[0]],
+            block.dtype,
+            bits,
+            group_size,
+            symmetric,
+            act_order,
+            clip_search,
+            damping,
         )
-        for name, weight in block.weights.items()
-    }
+    put_weights(prefix, {name: PlainTensor(weight) for name, weight in block.weights.items()})
+    return done
 
 
-def quantize_weight(
-    weight: torch.Tensor,
+def quantize_together(
+    weights: Mapping[str, torch.Tensor],
     hessian: torch.Tensor,
     scale_dtype: torch.dtype,
     bits: int = 4,
     group_size: int | None = 128,
+    symmetric: bool = True,
     act_order: bool = True,
     clip_search: bool = True,
     damping: float = 0.01,
-) -> IntegerTensor:
-    """Quantize a weight [out, in]; the arguments that are not given here are `quantize`'s.
+) -> dict[str, IntegerTensor]:
+    """Quantize weights [out, in] that share an input, as the rows of one matrix.
 
-    Steps are fixed from the incoming weight, so columns keep their place on disk whatever the order
-    in which they are rounded. A column whose input was always 0 is rounded to nearest.
+    Steps are fixed from the incoming weights, so columns keep their place on disk whatever the
+    order in which they are rounded. A column whose input was always 0 is rounded to nearest.
+    Arguments that are not given here are `quantize`'s.
 
     Args:
-        hessian: Sum of x x^T over the calibration tokens, float64 [in, in].
+        hessian: Sum of x x^T over the calibration tokens, [in, in].
     """
-    importance = hessian.diagonal()
-    weight = weight.to(hessian)
-    scale = fused.absmax_scale(weight.float(), bits, group_size)
+    weight = torch.cat(list(weights.values())).float()
+    hessian = hessian.float()
+    order = torch.arange(len(hessian), device=weight.device).flip(0)  # last is rounded first
+    if act_order:
+        order = hessian.diagonal().argsort(descending=True, stable=True).flip(0)
+    back = order.argsort()
+    hessian = hessian.index_select(0, order).index_select(1, order)
+    factor, used = damped_factor(hessian, damping)
+
+    zero = None
+    if symmetric:
+        scale = fused.absmax_scale(weight, bits, group_size)
+    else:
+        scale = fused.range_scale(weight, bits, group_size)
+        zero = fused.zero_point(weight, scale, bits)
     if clip_search:
-        scale = search_clipping(weight.float(), scale, importance.float(), bits)
+        importance = factor.diagonal().square()[back]
+        scale = search_clipping(weight, scale, importance, bits, zero)
     scale = round_scale(scale, scale_dtype)
 
-    order = torch.arange(len(importance), device=weight.device)
-    if act_order:
-        order = importance.argsort(descending=True, stable=True)
-    steps = scale.to(hessian).repeat_interleave(weight.shape[1] // scale.shape[1], dim=1)[:, order]
-    upper, used = inverse_factor(hessian[order][:, order], damping)
-    rounded = round_columns(weight[:, order].clone(), steps, upper, bits)
-    codes = rounded[:, order.argsort()].to(torch.int8)
+    columns = weight.index_select(1, order).T.contiguous()
+    stops = list(accumulate(len(part) for part in weights.values()))
+    parts = [
+        slice(stop - len(part), stop) for part, stop in zip(weights.values(), stops, strict=True)
+    ]
+    looked_at = [sample_rows(rows, weight.device) for rows in parts]
+    energy = output_energy(columns[:, torch.cat(looked_at)], hessian)
+    energies = energy.split_with_sizes([len(rows) for rows in looked_at])
+    codes, errors, losses = round_columns(columns, factor, column_grids(scale, zero, bits, order))
+    losses -= used * hessian.diagonal().mean() * errors.square().sum(0)
+    if zero is not None:
+        codes += zero.T.repeat_interleave(len(codes) // zero.shape[1], dim=0)[order]
+    codes = codes.to(torch.int8)[back].T.contiguous()
 
-    error = relative_error(weight, fused.dequantize(codes, scale.float()), hessian)
-    facts = {"output_error": error, "damping": used}
-    return IntegerTensor(codes.cpu(), scale.cpu(), bits, group_size, facts)
+    def make(rows: slice, looked_at: torch.Tensor, energy: torch.Tensor) -> IntegerTensor:
+        whole, lost = float(energy.sum()), float(losses[looked_at].sum())
+        facts = {"output_error": max(lost, 0.0) / whole if whole > 0 else 0.0, "damping": used}
+        return IntegerTensor(
+            codes[rows].cpu(),
+            scale[rows].cpu(),
+            bits,
+            group_size,
+            facts,
+            None if zero is None else zero[rows].cpu(),
+        )
+
+    made = map(make, parts, looked_at, energies)
+    return dict(zip(weights, made, strict=True))
 
 
-def round_columns(
-    weight: torch.Tensor, steps: torch.Tensor, upper: torch.Tensor, bits: int
-) -> torch.Tensor:
-    """Return the codes [out, in], and leave in `weight` each column as it was when it was rounded.
+def sample_rows(rows: slice, device: torch.device) -> torch.Tensor:
+    """Return the rows, or MOST_ROWS to twice as many, evenly spaced, where there are more."""
+    step = max((rows.stop - rows.start) // MOST_ROWS, 1)
+    return torch.arange(rows.start, rows.stop, step, device=device)
 
-    Args:
-        weight: [out, in], changed in place.
-        steps: Each weight's step, [out, in].
-        upper: U, [in, in].
-    """
+
+def column_grids(
+    scale: torch.Tensor, zero: torch.Tensor | None, bits: int, order: torch.Tensor
+) -> list[ColumnGrid]:
+    """Return each column's grid, in the given order; the zero point is taken off the codes."""
     limit = 2 ** (bits - 1) - 1
-    codes = torch.empty_like(weight)
-    for start in range(0, weight.shape[1], BLOCK_COLUMNS):
-        stop = min(start + BLOCK_COLUMNS, weight.shape[1])
-        errors = weight.new_empty(len(weight), stop - start)
-        for j in range(start, stop):
-            codes[:, j] = torch.round(weight[:, j] / steps[:, j]).clamp(-limit - 1, limit)
-            error = (weight[:, j] - codes[:, j] * steps[:, j]) / upper[j, j]
-            weight[:, j + 1 : stop] -= error[:, None] * upper[j, j + 1 : stop]
-            errors[:, j - start] = error
-        weight[:, stop:] -= errors @ upper[start:stop, stop:]
-    return codes
-
-
-def search_clipping(
-    weight: torch.Tensor, scale: torch.Tensor, importance: torch.Tensor, bits: int
-) -> torch.Tensor:
-    """Return per group the step, of the given one times SHRINKS, with the least weighted error.
-
-    The error of rounding to nearest: sum over columns of importance * (w - v)^2.
-    """
-    best, least = scale, torch.full_like(scale, torch.inf)
-    for shrink in SHRINKS:
-        tried = scale * shrink
-        values = fused.dequantize(fused.quantize(weight, tried, bits), tried)
-        error = (importance * (weight - values).square()).view(*scale.shape, -1).sum(2)
-        best = torch.where(error < least, tried, best)
-        least = torch.minimum(error, least)
-    return best
+    steps = scale.float().T.contiguous().unbind()
+    if zero is None:
+        grids = [ColumnGrid(step, -limit - 1, limit) for step in steps]
+    else:
+        shifts = zero.float().T.contiguous().unbind()
+        grids = [
+            ColumnGrid(step, -limit - 1 - shift, limit - shift)
+            for step, shift in zip(steps, shifts, strict=True)
+        ]
+    return [grids[column * len(grids) // len(order)] for column in order.tolist()]
