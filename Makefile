@@ -4,7 +4,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check integration bench-prune clean
+.PHONY: help setup demo test check integration bench-prune bench-quantize clean
 
 help: ## Print the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ integration: setup configs/demo/text/heldout.jsonl ## Run the tests against real
 
 bench-prune: setup configs/demo/text/heldout.jsonl ## Measure pruning into docs/results.md; PARTS="quality memory" for some
 	$(BIN)/python -m tests.benchmarks.prune $(PARTS) --write
+
+bench-quantize: setup configs/demo/text/heldout.jsonl ## Measure quantization into docs/results.md; PARTS="quality gptq_time" for some
+	$(BIN)/python -m tests.benchmarks.quantize $(PARTS) --write
 
 check: setup ## Format, lint, types, import layers, unit tests
 	$(BIN)/ruff format --check .

@@ -162,6 +162,11 @@ def resolve(recipe: Recipe, folder: Path) -> Recipe:
         format_options = resolve_options("format", chosen.format, chosen.format_options)
         check_pair(chosen.method, chosen.format)
         widths = chosen.mixed_precision.bits if chosen.mixed_precision else []
+        if widths and "plain" in plugin_constant("method", chosen.method, "ENCODINGS"):
+            raise ValueError(
+                f"exports: {chosen.name}: mixed_precision: {chosen.method} changes more of a block "
+                "than the weights whose width is chosen; use gptq or absmax"
+            )
         for width in [{"bits": bits} for bits in widths] or [{}]:
             given = resolve_options("method", chosen.method, chosen.options | width)
             given |= {"dtype": chosen.dtype, "mixed_precision": "given" if widths else None}

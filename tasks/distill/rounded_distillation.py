@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.distill.distillation import distill
 from tasks.distill.rounding import round_in_forward
-from tasks.quantize.decoder_blocks import find_layout
-from tasks.quantize.quantization import check_layout
+from tasks.quantize.decoder_blocks import check_layout, find_layout
 from tasks.records import CorpusRef, ModelRef
 
 if TYPE_CHECKING:

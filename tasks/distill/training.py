@@ -122,7 +122,7 @@ def load_models(job: TrainingJob, batch: Batch) -> Models:
     trusted = options["trust_remote_code"]
     teacher = None
     if job.teacher_uri:
-        teacher = load_model(job.localize(job.teacher_uri), options["dtype"], trusted)
+        teacher = load_model(job.localize(job.teacher_uri), options["dtype"], trusted, spread=False)
     chosen = options["initializer"]
     initialize = load_plugin("initializer", chosen["name"])
     student = initialize(

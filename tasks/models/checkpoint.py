@@ -125,11 +125,15 @@ def read_config(folder: Path) -> Any:
     return AutoConfig.from_pretrained(folder)
 
 
-def load_model(folder: Path, dtype: str = "float32", trust_remote_code: bool = False) -> Any:
-    """Load a causal language model in evaluation mode, on the GPUs that this process sees.
+def load_model(
+    folder: Path, dtype: str = "float32", trust_remote_code: bool = False, spread: bool = True
+) -> Any:
+    """Load a causal language model in evaluation mode.
 
     Args:
         dtype: Name of a torch dtype, or `auto` for the one that the folder is stored in.
+        spread: Over all GPUs that this process sees, for a model larger than one; otherwise it is
+            on the first.
 
     Raises:
         CheckpointError: transformers refuses it.
@@ -139,7 +143,8 @@ def load_model(folder: Path, dtype: str = "float32", trust_remote_code: bool = F
     from tasks.models.spreading import place_model
 
     stored_as = dtype if dtype == "auto" else getattr(torch, dtype)
-    return place_model(read_model(folder, stored_as, trust_remote_code)).eval()
+    model = read_model(folder, stored_as, trust_remote_code)
+    return (place_model(model) if spread else model.to(pick_device())).eval()
 
 
 def read_model(folder: Path, dtype: Any, trust_remote_code: bool) -> Any:

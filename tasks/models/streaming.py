@@ -95,6 +95,22 @@ def resident(module: nn.Module) -> Iterator[None]:
         _let_go(module)
 
 
+def bring_in(module: nn.Module) -> None:
+    """Give a module parameters of its own, to be read and written like any others.
+
+    They stay until `let_go`, which drops what was written; hold one block at a time so.
+    """
+    _bring_in(module)
+    for parameter in _streamed(module):
+        if parameter.data_ptr() == parameter.source.stored.data_ptr():
+            parameter.data = parameter.data.clone()
+
+
+def let_go(module: nn.Module) -> None:
+    """Go back to the checkpoint's values, after `bring_in`."""
+    _let_go(module)
+
+
 def read_weight(parameter: torch.Tensor) -> torch.Tensor:
     """Return a parameter's values as a forward pass has them, whether or not they are streamed."""
     if is_streamed(parameter) and not parameter.source.uses:  # type: ignore[attr-defined]

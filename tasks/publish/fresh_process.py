@@ -38,7 +38,7 @@ def load(folder: Path, trust: bool) -> tuple[str, Any, dict[str, Any]]:
             dtype=config.dtype,
             output_loading_info=True,
         )
-        return "transformers", model, found
+        return "transformers, from GGUF", model, found
     model, found = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype="auto",

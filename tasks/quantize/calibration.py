@@ -12,14 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from tasks.models.checkpoint import load_model
 from tasks.models.quantized_tensor import QuantizedTensor
+from tasks.models.streaming import bring_in, let_go, open_streamed
 from tasks.quantize.decoder_blocks import find_blocks
 
 
 @dataclass
 class Prefix:
-    """A worker's state: the model, and the residual stream that enters its next block."""
+    """A worker's state: the model, and the residual stream that enters its next block.
+
+    Only the next block's weights are in memory; the others stay in the checkpoint's files.
+    """
 
     model: Any
     blocks: nn.ModuleList
@@ -43,7 +46,7 @@ def enter_model(
     Args:
         ids: Calibration tokens, [num_windows, window].
     """
-    model = load_model(localize(model_uri), "float32", trust_remote_code)
+    model = open_streamed(localize(model_uri), "float32", trust_remote_code)
     blocks = find_blocks(model)
     arguments: list[dict[str, Any]] = []
     streams: list[torch.Tensor] = []
@@ -66,6 +69,7 @@ def enter_model(
         except _Stop:
             continue
     hook.remove()
+    bring_in(blocks[0])
     return Prefix(model, blocks, arguments, streams)
 
 
@@ -74,7 +78,10 @@ def advance(prefix: Prefix, tensors: Mapping[str, QuantizedTensor]) -> None:
     """Put the quantized weights into the next block and take the windows through it."""
     put_weights(prefix, tensors)
     prefix.streams = [run_block(prefix, stream) for stream in prefix.streams]
+    let_go(prefix.blocks[prefix.next_block])
     prefix.next_block += 1
+    if prefix.next_block < len(prefix.blocks):
+        bring_in(prefix.blocks[prefix.next_block])
 
 
 @torch.no_grad()

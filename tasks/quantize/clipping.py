@@ -2,7 +2,7 @@
 
 import torch
 
-SHRINKS = [1 - step / 40 for step in range(21)]
+SHRINKS = [1 - step / 20 for step in range(14)]
 """Fractions of the given step that are tried."""
 CHUNK_WEIGHTS = 2**16
 """Weights searched at a time, so that what is computed of them stays in the core's cache."""
@@ -27,12 +27,12 @@ def search_clipping(
     """
     chunks = max(weight.numel() // CHUNK_WEIGHTS, 1)
     size = -(-len(weight) // chunks)
-    zeros = [None] * chunks if zero is None else zero.split(size)
+    zeros = [None] * chunks if zero is None else torch.split(zero, size)
     return torch.cat(
         [
             _search_rows(rows, steps, importance, bits, codes)
             for rows, steps, codes in zip(
-                weight.split(size), scale.split(size), zeros, strict=False
+                torch.split(weight, size), torch.split(scale, size), zeros, strict=False
             )
         ]
     )
@@ -45,8 +45,8 @@ def _search_rows(
     bits: int,
     zero: torch.Tensor | None,
 ) -> torch.Tensor:
-    groups = weight.view(*scale.shape, -1)
-    weights = importance.view(scale.shape[1], -1)
+    groups = weight.reshape(*scale.shape, -1)
+    weights = importance.reshape(scale.shape[1], -1)
     limit = 2 ** (bits - 1) - 1
     lowest, highest = -limit - 1, limit
     if zero is not None:

@@ -8,7 +8,7 @@ Column j of (W - V) L is  (a_j - v_j) L_jj,  where
 so a walk from the last column to the first that rounds a_j makes each term of the loss as small as
 the terms before it allow. This is GPTQ without the inverse of H, which it does not need.
 
-Reference: Chen et al. 2025, arXiv 2507.18553, theorem 4 (GPTQ is Babai's nearest plane algorithm).
+Reference: Chen et al. 2025, arXiv 2507.18553 (GPTQ is Babai's nearest plane algorithm).
 """
 
 from collections.abc import Sequence

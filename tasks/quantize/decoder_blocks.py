@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from tasks.errors import CheckpointError
+from tasks.quantize.checkpoint_tensors import stored_names
+
 
 class Layout(NamedTuple):
     """Which tensors of a checkpoint are linear weights."""
@@ -42,6 +45,33 @@ def find_layout(folder: Path, trust_remote_code: bool) -> Layout:
             if parameter.ndim > 2
         ],
     )
+
+
+def check_layout(source: Path, layout: Layout, method: str, group_size: int | None) -> None:
+    """Hold the blocks' weights against the checkpoint and the group size.
+
+    Raises:
+        ValueError: group_size does not divide an input width, or experts would stay as they are.
+        CheckpointError: the checkpoint does not store a weight under its module's name.
+    """
+    if layout.stacked and method != "none":
+        raise ValueError(
+            f"method {method}: expected weights in linear modules, got stacked experts "
+            f"({layout.stacked[0]}); use method none"
+        )
+    stored = stored_names(source)
+    for name, (_, width) in ((n, shape) for block in layout.blocks for n, shape in block.items()):
+        if name not in stored:
+            raise CheckpointError(
+                f"{source} stores no {name}", "expected a checkpoint that is not quantized yet"
+            )
+        if group_size is not None and width % group_size:
+            divisors = [size for size in (128, 64, 32, 16, 8, 4) if width % size == 0]
+            raise ValueError(
+                f"group_size must divide every input width: {name} has {width} columns, got "
+                f"group_size {group_size}; for this one {divisors} would do, and group_size: null "
+                "(one step per row) always does"
+            )
 
 
 def find_blocks(model: Any) -> nn.ModuleList:

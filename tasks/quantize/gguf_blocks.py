@@ -30,11 +30,11 @@ def choose_type(tensor: IntegerTensor) -> GGMLQuantizationType:
     }
     kind = kinds.get((tensor.bits, tensor.zero is not None))
     if kind is None or tensor.group_size != BLOCK or tensor.scale.dtype != torch.float16:
+        zeros = "" if tensor.zero is None else " and zero points"
         raise ValueError(
-            "format gguf: expected codes of 4 or 8 bits (with zero points: 4) in groups of 32 with "
-            f"float16 steps, got {tensor.bits} bits, group_size {tensor.group_size}, dtype "
-            f"{tensor.scale.dtype}{'' if tensor.zero is None else ', zero points'}; set group_size: "
-            "32 and dtype: float16"
+            "format gguf: expected codes of 8 bits, or of 4 with or without zero points, in groups "
+            f"of 32 with float16 steps; got {tensor.bits} bits, group_size {tensor.group_size}, "
+            f"steps in {tensor.scale.dtype}{zeros}; set group_size: 32 and dtype: float16"
         )
     return kind
 

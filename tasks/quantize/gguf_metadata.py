@@ -19,6 +19,21 @@ ARCHITECTURES = {
 ROPE_TYPES = ("default", "linear", "llama3")
 
 
+def check_kind(config: dict[str, Any]) -> None:
+    """Make sure that a config.json is of a model that llama.cpp knows.
+
+    Raises:
+        ValueError: it is not.
+    """
+    kind = config.get("model_type")
+    if kind not in ARCHITECTURES or "auto_map" in config:
+        own = " with code of its own" if "auto_map" in config else ""
+        raise ValueError(
+            f"format gguf: expected one of the architectures {sorted(ARCHITECTURES)}, got "
+            f"{kind}{own}; use format safetensors or compressed-tensors"
+        )
+
+
 def check_architecture(config: Any) -> None:
     """Make sure that llama.cpp computes what transformers does with this config.
 
@@ -26,25 +41,18 @@ def check_architecture(config: Any) -> None:
         ValueError: it does not; the message says why.
     """
     kind = config.model_type
-    if kind not in ARCHITECTURES:
-        raise ValueError(
-            f"format gguf: expected one of the architectures {sorted(ARCHITECTURES)}, got {kind}; "
-            "use format compressed-tensors"
-        )
     rope = config.rope_parameters
     window = getattr(config, "sliding_window", None)
+    rotated = rope.get("partial_rotary_factor", 1)
+    slides = kind != "gemma2" and window is not None and window < config.max_position_embeddings
+    if kind in ("qwen2", "qwen3"):
+        slides = "sliding_attention" in config.layer_types
+    expected = "gelu_pytorch_tanh" if kind == "gemma2" else "silu"
     reasons = {
         f"rope_type {rope['rope_type']}": rope["rope_type"] not in ROPE_TYPES,
-        f"partial_rotary_factor {rope.get('partial_rotary_factor')}": rope.get(
-            "partial_rotary_factor", 1
-        )
-        != 1,
-        f"sliding_window {window} of {config.max_position_embeddings} positions": kind != "gemma2"
-        and "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
-        and window is not None
-        and window < config.max_position_embeddings,
-        f"hidden activation {activation(config)}": activation(config)
-        != ("gelu_pytorch_tanh" if kind == "gemma2" else "silu"),
+        f"partial_rotary_factor {rotated}": rotated != 1,
+        f"a sliding_window of {window}": slides,
+        f"hidden activation {activation(config)}": activation(config) != expected,
     }
     if kind == "gemma2":
         scalar = config.query_pre_attn_scalar
@@ -54,9 +62,21 @@ def check_architecture(config: Any) -> None:
     refused = [reason for reason, differs in reasons.items() if differs]
     if refused:
         raise ValueError(
-            f"format gguf: llama.cpp's {ARCHITECTURES[kind]} cannot compute {', '.join(refused)}; "
-            "use format compressed-tensors"
+            f"format gguf: llama.cpp's {name_architecture(config)} cannot compute "
+            f"{', '.join(refused)}; use format compressed-tensors"
         )
+
+
+def name_architecture(config: Any) -> str:
+    """Return llama.cpp's architecture for a model.
+
+    Its qwen2 has heads that fill the hidden size. One that gave up heads is written as a llama with
+    biases, which computes the same.
+    """
+    fills = head_size(config) * config.num_attention_heads == config.hidden_size
+    if config.model_type == "qwen2" and not fills:
+        return "llama"
+    return ARCHITECTURES[config.model_type]
 
 
 def activation(config: Any) -> str:
@@ -103,7 +123,7 @@ def rope_divisors(config: Any) -> torch.Tensor | None:
     between the harmonic mix, 1 / d = (1 - s) / factor + s, s = (original / wavelength - low) /
     (high - low).
 
-    Reference: Grattafiori et al. 2024, arXiv 2407.21783, section 3.4.2, as in transformers' `llama3`.
+    Reference: Grattafiori et al. 2024, arXiv 2407.21783; transformers' rope type `llama3`.
     """
     rope = config.rope_parameters
     if rope["rope_type"] != "llama3":
@@ -113,7 +133,8 @@ def rope_divisors(config: Any) -> torch.Tensor | None:
     turns = rope["original_max_position_embeddings"] * frequency / (2 * math.pi)
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     mix = ((turns - low) / (high - low)).clamp(0, 1)
-    return (1 / ((1 - mix) / rope["factor"] + mix)).float()
+    divisors: torch.Tensor = 1 / ((1 - mix) / rope["factor"] + mix)
+    return divisors.float()
 
 
 def row_order(name: str, config: Any) -> torch.Tensor | None:
@@ -122,7 +143,7 @@ def row_order(name: str, config: Any) -> torch.Tensor | None:
     transformers rotates element i of a head with element i + size / 2, llama.cpp's llama with its
     neighbour: rows 0, size / 2, 1, size / 2 + 1, ... of each head.
     """
-    if ARCHITECTURES[config.model_type] != "llama":
+    if name_architecture(config) != "llama":
         return None
     if ".q_proj." in name:
         num_heads = config.num_attention_heads

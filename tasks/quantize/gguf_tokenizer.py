@@ -1,4 +1,4 @@
-"""A tokenizer in GGUF's words: byte-level BPE, or SentencePiece's BPE with bytes to fall back on."""
+"""A tokenizer in GGUF's words: byte-level BPE, or SentencePiece's BPE with bytes below it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from tasks.models.checkpoint import load_tokenizer
 
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORDS = (
-    CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    CONTRACTIONS
+    + r"|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SPLITS = {
     ("ByteLevel",): "gpt-2",
@@ -23,16 +24,21 @@ SPLITS = {
 """How text is cut before merging -> the name that llama.cpp has for it."""
 
 
-def read_tokenizer(folder: Path) -> dict[str, Any]:
-    """Return tokenizer.json.
+def read_tokenizer(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """Return the tokenizer that transformers makes, and its parts in the form of tokenizer.json.
+
+    The file itself is no witness: for some architectures transformers takes the vocabulary from it
+    and its own way to cut text.
 
     Raises:
         ValueError: there is none, or llama.cpp would cut text in another way.
     """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ValueError(f"format gguf: expected a tokenizer.json in {folder}, which llama.cpp needs")
-    about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(
+            f"format gguf: expected a tokenizer.json in {folder}, as llama.cpp needs one"
+        )
+    tokenizer = load_tokenizer(folder)
+    about: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     if about["model"]["type"] != "BPE":
         raise ValueError(
             f"format gguf: expected a BPE tokenizer, got {about['model']['type']}; "
@@ -40,7 +46,7 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
         )
     if not is_sentencepiece(about):
         name_split(about)
-    return about
+    return tokenizer, about
 
 
 def is_sentencepiece(about: dict[str, Any]) -> bool:
@@ -70,8 +76,8 @@ def name_split(about: dict[str, Any]) -> str:
     )
     if not is_known:
         raise ValueError(
-            f"format gguf: llama.cpp has no name for how this tokenizer cuts text, {key}; known are "
-            f"{sorted(SPLITS.values())}; use format compressed-tensors"
+            f"format gguf: llama.cpp has no name for how this tokenizer cuts text, {key}; those of "
+            f"{sorted(SPLITS.values())} are known; use format compressed-tensors"
         )
     assert found
     return found
@@ -82,8 +88,16 @@ def add_tokenizer(writer: GGUFWriter, folder: Path, num_rows: int) -> None:
 
     Args:
         num_rows: Rows of the embedding; those without a token are marked as unused.
+
+    Raises:
+        ValueError: there are more tokens than rows.
     """
-    about, tokenizer = read_tokenizer(folder), load_tokenizer(folder)
+    tokenizer, about = read_tokenizer(folder)
+    if len(tokenizer) > num_rows:
+        raise ValueError(
+            f"format gguf: expected at most {num_rows} tokens, as the model embeds so many, got a "
+            f"tokenizer with {len(tokenizer)}; transformers may have added some"
+        )
     model = about["model"]
     tokens = [f"[unused{index}]" for index in range(num_rows)]
     types = [TokenType.UNUSED] * num_rows
@@ -102,7 +116,7 @@ def add_tokenizer(writer: GGUFWriter, folder: Path, num_rows: int) -> None:
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         writer.add_token_scores(token_scores(model, tokens))
-        writer.add_add_space_prefix(tokenizer.tokenize("a") == tokenizer.tokenize(" a"))
+        writer.add_add_space_prefix(tokenizer.tokenize("a")[0].startswith("▁"))
     else:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(name_split(about))

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tasks.corpus.text import calibration_windows
-from tasks.errors import CheckpointError
 from tasks.models.checkpoint import copy_companions, describe_model, load_tokenizer
 from tasks.models.quantized_tensor import QuantizedTensor, from_bytes, to_bytes
 from tasks.plugins import load_plugin, plugin_constant
 from tasks.quantize.block import Block, Quantized
 from tasks.quantize.block_work import BlockWork, Part, read_block
 from tasks.quantize.calibration import Prefix, advance, enter_model, put_weights
-from tasks.quantize.checkpoint_tensors import stored_bytes, stored_names
-from tasks.quantize.decoder_blocks import Layout, find_layout
+from tasks.quantize.checkpoint_tensors import stored_bytes
+from tasks.quantize.decoder_blocks import check_layout, find_layout
 from tasks.quantize.mixed_precision import choose_widths
+from tasks.quantize.pairing import check_source
 from tasks.records import ModelRef, TextRef
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def quantize_model(
         CorpusError: the calibration text is too short.
     """
     source = space.local(model.uri)
+    check_source(options["format"], source)
     layout = find_layout(source, options["trust_remote_code"])
     check_layout(source, layout, options["method"], options["method_options"].get("group_size"))
     dtype = getattr(torch, options["dtype"])
@@ -94,33 +95,6 @@ def no_state() -> None:
     return None
 
 
-def check_layout(source: Path, layout: Layout, method: str, group_size: int | None) -> None:
-    """Hold the blocks' weights against the checkpoint and the group size.
-
-    Raises:
-        ValueError: group_size does not divide an input width, or experts would stay as they are.
-        CheckpointError: the checkpoint does not store a weight under its module's name.
-    """
-    if layout.stacked and method != "none":
-        raise ValueError(
-            f"method {method}: expected weights in linear modules, got stacked experts "
-            f"({layout.stacked[0]}); use method none"
-        )
-    stored = stored_names(source)
-    for name, (_, width) in ((n, shape) for block in layout.blocks for n, shape in block.items()):
-        if name not in stored:
-            raise CheckpointError(
-                f"{source} stores no {name}", "expected a checkpoint that is not quantized yet"
-            )
-        if group_size is not None and width % group_size:
-            divisors = [size for size in (128, 64, 32, 16, 8, 4) if width % size == 0]
-            raise ValueError(
-                f"group_size must divide every input width: {name} has {width} columns, got "
-                f"group_size {group_size}; for this one {divisors} would do, and group_size: null "
-                "(one step per row) always does"
-            )
-
-
 def quantize_block(work: BlockWork, prefix: Prefix | None, index: int) -> bytes:
     """Return one block's quantized weights as bytes; without a prefix, from the weights alone."""
     if prefix is not None:
@@ -140,10 +114,10 @@ def quantize_block(work: BlockWork, prefix: Prefix | None, index: int) -> bytes:
 
 
 def summarize(tensors: list[QuantizedTensor]) -> dict[str, float]:
-    """Return the mean of each error over the weights, and the largest damping."""
+    """Return the mean of each fact over the weights that have it, and the largest damping."""
     facts: dict[str, float] = {}
     for name in sorted({name for tensor in tensors for name in tensor.facts}):
-        values = [tensor.facts[name] for tensor in tensors]
+        values = [tensor.facts[name] for tensor in tensors if name in tensor.facts]
         if name == "damping":
             facts["max_damping"] = max(values)
         else:

@@ -8,4 +8,4 @@ from tasks.models.checkpoint import load_model
 
 def initialize(folder: Path, seed: int, trust_remote_code: bool) -> Any:
     """Load the incoming model, in fp32."""
-    return load_model(folder, trust_remote_code=trust_remote_code)
+    return load_model(folder, trust_remote_code=trust_remote_code, spread=False)

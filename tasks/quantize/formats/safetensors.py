@@ -13,7 +13,9 @@ from tasks.models.checkpoint import load_config
 from tasks.models.quantized_tensor import QuantizedTensor
 from tasks.quantize.checkpoint_tensors import cast, read_tensors, write_checkpoint
 
-HOLDS = ("integer", "plain")
+HOLDS = ("integer", "float8", "codebook", "binary", "outlier_columns", "plain")
+INTEGERS = None
+RUNTIMES = ("transformers", "vllm")
 
 
 def write(
