@@ -21,7 +21,9 @@ from tests.benchmarks.subjects import Subject
 from tests.benchmarks.tables import Table, table
 from tests.integration.llama_cpp import ask_llama_cpp, why_not
 
-THREADS = 2
+THREADS = 1
+"""llama.cpp's threads spin until all have arrived: two, one of them beside another program, are
+slower than one."""
 NUM_PROMPT = 16
 REPEATS = 3
 """The fastest counts, as other programs may run."""
@@ -86,7 +88,7 @@ def tabulate(cells: Cells, name: str, num_new: int) -> Table:
             )
     header = ["model", "type", "parameters", "MiB", "prompt tokens/s", "tokens/s", "of dense F16"]
     title = (
-        f"{name} Llama shape in llama.cpp, {THREADS} threads, {num_new} tokens after {NUM_PROMPT}, "
+        f"{name} Llama shape in llama.cpp, {THREADS} thread, {num_new} tokens after {NUM_PROMPT}, "
         f"best of {REPEATS}"
     )
     return table(title, header, lines)

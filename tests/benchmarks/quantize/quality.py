@@ -13,41 +13,49 @@ from tests.benchmarks.quantize.staging import Row, measure_dense, measure_row, p
 from tests.benchmarks.subjects import Subject
 from tests.benchmarks.tables import Table, table
 
-GROUP = {"docs-lm": 64, "demo teacher": 64, "stories260K": 4}
-"""Columns per step, as wide as the model's matrices allow."""
-CALIBRATED = ("gptq", "awq", "layer_distill", "llm_int8")
+GROUP: dict[str, int | None] = {"docs-lm": 64, "demo teacher": 64, "stories260K": None}
+"""Columns per step; None where nothing but 4 divides all widths: one step per row."""
+BLOCK = 64
+"""Weights per scale of NF4, which runs over the ends of rows."""
+CALIBRATED = ("gptq", "awq")
 """Methods whose rows are measured with every seed."""
 
 
 def list_rows(subject: Subject) -> Iterator[Row]:
     group = GROUP[subject.name]
-    grouped: dict[str, Any] = {"group_size": group}
-    whole: dict[str, Any] = {"group_size": None}
     yield Row("float16", "none", {}, "safetensors")
     yield Row("bfloat16", "none", {}, "safetensors", "bfloat16")
     yield Row("fp8 E4M3", "fp8", {})
     yield Row("vector-wise int8 (W8A8)", "vector_int8", {})
     yield Row("LLM.int8()", "llm_int8", {}, "nightpress")
-    for bits, sizes in ((8, (whole,)), (4, (grouped,)), (3, (grouped, whole)), (2, (grouped,))):
-        for size in sizes:
-            label = f"int{bits}, " + (f"group {group}" if size is grouped else "per row")
-            given = {"bits": bits} | size
-            yield Row(f"absmax {label}", "absmax", given)
-            if bits in (3, 4) and size is grouped:
-                yield Row(f"absmax {label}, zero point", "absmax", given | {"symmetric": False})
-            yield Row(f"GPTQ {label}", "gptq", given)
-            if bits < 8 and size is grouped:
-                yield Row(f"AWQ {label}", "awq", given)
-                yield Row(f"layer distillation {label}", "layer_distill", given)
+    yield from list_widths(8, None)
+    for bits in (4, 3, 2):
+        yield from list_widths(bits, group)
+        if bits == 3 and group:
+            yield from list_widths(bits, None)
     for mean in (3.25, 4.25):
         name = f"GPTQ, mixed precision, {mean} bits in the mean"
-        yield Row(name, "gptq", grouped, mixed_bits=mean)
-    block = {"block_size": group}
-    yield Row(f"NF4, block {group}", "nf4", block | {"double_quantization": False}, "nightpress")
-    yield Row(f"NF4, block {group}, double quantization", "nf4", block, "nightpress")
+        yield Row(name, "gptq", {"group_size": group}, mixed_bits=mean)
+    block = {"block_size": BLOCK}
+    yield Row(f"NF4, block {BLOCK}", "nf4", block | {"double_quantization": False}, "nightpress")
+    yield Row(f"NF4, block {BLOCK}, double quantization", "nf4", block, "nightpress")
     for bits in (3, 4):
         yield Row(f"GOBO {bits} bits", "gobo", {"bits": bits}, "nightpress")
     yield Row("binary", "binary", {}, "nightpress")
+
+
+def list_widths(bits: int, group: int | None) -> Iterator[Row]:
+    """Yield the rows of one width, all with as many columns to a step."""
+    label = f"int{bits}, " + (f"group {group}" if group else "per row")
+    given: dict[str, Any] = {"bits": bits, "group_size": group}
+    yield Row(f"absmax {label}", "absmax", given)
+    yield Row(f"GPTQ {label}", "gptq", given)
+    if bits in (3, 4):
+        yield Row(f"absmax {label}, zero point", "absmax", given | {"symmetric": False})
+        yield Row(f"GPTQ {label}, zero point", "gptq", given | {"symmetric": False})
+    if bits < 8:
+        yield Row(f"AWQ {label}", "awq", given)
+        yield Row(f"layer distillation {label}", "layer_distill", given)
 
 
 def run(subjects: list[Subject], scale: Scale) -> list[Table]:

@@ -18,4 +18,4 @@ class Scale(NamedTuple):
 
 
 FULL = Scale("full", 280, None, (0, 1, 2), 500_000)
-SMOKE = Scale("smoke", 8, 4, (0,), 10_000)
+SMOKE = Scale("smoke", 24, 4, (0,), 10_000)
