@@ -1,8 +1,9 @@
-"""Commands on what is in a store: list, show, pull, runs, promote, rollback."""
+"""Commands on what is in a store: list, show, pull, runs, promote, rollback, gc."""
 
 from __future__ import annotations
 
 import getpass
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,22 +37,33 @@ def show(reference: Reference, store: StoreUri = None, as_json: AsJson = False) 
     """Show one artifact: its metrics, the gate's evidence, and where it came from."""
     from flows.tables import print_manifest
     from tasks.publish.references import show as find_manifest
+    from tasks.publish.signing import describe_signature
 
-    manifest = find_manifest(store_at(store), reference)
-    emit(manifest.model_dump(mode="json")) if as_json else print_manifest(manifest)
+    place = store_at(store)
+    manifest = find_manifest(place, reference)
+    signed = describe_signature(place, manifest.prefix)
+    if as_json:
+        emit(manifest.model_dump(mode="json") | {"signature": signed})
+    else:
+        print_manifest(manifest)
+        print(f"signed: {signed or 'no'}")
 
 
 @app.command()
 def pull(
     reference: Reference,
     dest: Annotated[Path, typer.Argument(metavar="DEST", help="Folder to be made.")],
+    verify_key: Annotated[
+        Path | None,
+        typer.Option(metavar="PUB.pem", help="ed25519 key that must have signed the artifact."),
+    ] = None,
     store: StoreUri = None,
     as_json: AsJson = False,
 ) -> None:
     """Download an artifact, check every byte of it, and put it in place at once."""
     from tasks.publish.pulling import pull as pull_artifact
 
-    manifest = pull_artifact(store_at(store), reference, dest)
+    manifest = pull_artifact(store_at(store), reference, dest, verify_key=verify_key)
     if as_json:
         emit({"digest": manifest.digest, "path": str(dest), "num_bytes": manifest.num_bytes})
     else:
@@ -110,6 +122,34 @@ def rollback(
     name, export = manifest.recipe_name, manifest.export
     entry = roll_back(place, name, export, channel, getpass.getuser(), why)
     print_entry(f"{name}/{export}@{channel}", entry, as_json)
+
+
+@app.command()
+def gc(
+    keep_runs: Annotated[
+        int, typer.Option(min=0, help="Runs per recipe whose artifacts and stages stay.")
+    ] = 14,
+    stage_days: Annotated[
+        float, typer.Option(min=1, help="Days until a stage's output may go.")
+    ] = 14,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete; without it, only say what would go.")
+    ] = False,
+    store: StoreUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delete what no channel, none of the last runs and no night at work names."""
+    from flows.tables import print_garbage
+    from tasks.publish.garbage import Keep, delete_garbage, find_garbage
+
+    place, keep, now = store_at(store), Keep(runs=keep_runs, stage_days=stage_days), time.time()
+    garbage = find_garbage(place, keep, now)
+    if delete:
+        garbage = delete_garbage(place, garbage, keep, now)
+    if as_json:
+        emit(garbage.model_dump(mode="json") | {"num_bytes": garbage.num_bytes})
+    else:
+        print_garbage(garbage)
 
 
 def print_entry(where: str, entry: ChannelEntry, as_json: bool) -> None:

@@ -5,11 +5,13 @@ Heavy imports wait inside the commands, so that `--help` and a wrong recipe answ
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
 import sys
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from infra.storage import Store
     from tasks.recipe import Recipe
 
-FAILED, BAD_INPUT, REFUSED = 1, 2, 3
+FAILED, BAD_INPUT, REFUSED, DEADLINE, SKIPPED = 1, 2, 3, 4, 5
 
 app = typer.Typer(
     name="nightpress",
@@ -54,8 +56,18 @@ def begin(
 
 
 @app.command()
-def run(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    deadline: Annotated[
+        str | None,
+        typer.Option(metavar="HH:MM", help="Start no more work then; overrides the schedule's."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Run a recipe to its end: what is stored already is not computed again."""
+    if deadline is not None:
+        overrides = [*(overrides or []), f"schedule.deadline={json.dumps(deadline)}"]
     loaded = load(recipe, overrides)
     from flows.compress_model import compress_model
     from flows.preflight import preflight
@@ -70,8 +82,42 @@ def run(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False
         except ValueError as error:  # the recipe was found good: something else went wrong
             raise CompressionError(str(error)) from error
     emit(record.model_dump(mode="json")) if as_json else print_run(record)
+    if record.status == "deadline":
+        print(f"nightpress: {record.error}\n  {how_to_go_on()}", file=sys.stderr)
+        raise typer.Exit(DEADLINE)
     if record.status == "refused":
         raise typer.Exit(REFUSED)
+
+
+@app.command("serve")
+def serve_command(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Run a recipe whenever its schedule says so, until this process is stopped."""
+    loaded = load(recipe, overrides)
+    from flows.preflight import preflight
+    from flows.run_nightly import serve_recipe
+
+    preflight(loaded)
+    if start := loaded.schedule.next_start(datetime.now(UTC)):
+        print(f"{loaded.name}: the next night begins {start:%Y-%m-%d %H:%M %Z}", file=sys.stderr)
+    serve_recipe(loaded)
+
+
+@app.command("deploy")
+def deploy_command(
+    recipe: RecipePath,
+    pool: Annotated[str, typer.Option(help="Prefect's work pool, of type process.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Have a Prefect server's workers run a recipe whenever its schedule says so."""
+    loaded = load(recipe, overrides)
+    from flows.run_nightly import deploy_recipe
+
+    name = deploy_recipe(loaded, pool)
+    if as_json:
+        emit({"deployment": name, "pool": pool})
+    else:
+        print(f"{name} is deployed; its nights run where `prefect worker start --pool {pool}` does")
 
 
 @app.command()
@@ -201,6 +247,13 @@ def explain(error: Exception) -> tuple[str, int]:
         return str(error), BAD_INPUT
     from tasks.errors import CompressionError
 
+    if isinstance(error, CompressionError):
+        from flows.stopping import DeadlineReached, NightSkipped
+
+        if isinstance(error, NightSkipped):
+            return str(error), SKIPPED
+        if isinstance(error, DeadlineReached):
+            return f"{error}\n  {how_to_go_on()}", DEADLINE
     known = isinstance(error, CompressionError)
     message = str(error) if known else f"{type(error).__name__}: {error} (--debug shows more)"
     return f"{message}\n  {how_to_go_on()}", FAILED

@@ -10,6 +10,7 @@ from typing import Any
 from prefect import flow
 
 from flows.night import Night, open_night
+from flows.notifying import announce
 from flows.publish_artifact import gate_export, publish_artifact
 from flows.run_record import (
     describe_run,
@@ -19,6 +20,7 @@ from flows.run_record import (
     record_failure,
     write_run,
 )
+from flows.stopping import DeadlineReached
 from tasks.inputs import Inputs, find_inputs
 from tasks.recipe import DistillOptions, Recipe
 from tasks.records import CorpusRef, EvaluatedModel, Metrics, ModelKind, ModelRef, RunRecord
@@ -39,16 +41,24 @@ Complete = Callable[[str, Stage, type[Any]], Any]
 
 @flow(name="compress model", flow_run_name="{recipe.name}", persist_result=False)
 def compress_model(recipe: Recipe) -> RunRecord:
-    """Run a recipe to its end: a model for each export, gated, and published where it passes."""
+    """Run a recipe to its end: a model for each export, gated, and published where it passes.
+
+    Raises:
+        NightSkipped: another night of the recipe runs on its store.
+        DeadlineReached: while this one waited for its end.
+    """
     with open_night(recipe) as night:
         models: list[EvaluatedModel] = []
         try:
             inputs = find_inputs(recipe, night.store)
             compress(recipe, inputs, night.complete, models)
             record = release(night, recipe, inputs, models)
+        except DeadlineReached as error:
+            record = record_failure(night, recipe, models, error)
         except BaseException as error:
-            record_failure(night, recipe, models, error)
+            announce(recipe, night.settings, record_failure(night, recipe, models, error))
             raise
+        announce(recipe, night.settings, record)
         return record
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 import yaml
@@ -24,6 +25,15 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.states import Completed
 
 from flows.progress import Reporter, make_reporter
+from flows.stopping import (
+    GRACE_S,
+    Deadline,
+    StoppableExecutor,
+    check_turn,
+    find_deadline,
+    give_back,
+    take_turn,
+)
 from infra.ray_cluster import RayExecutor
 from infra.settings import Settings, read_settings
 from infra.storage import Store, open_store
@@ -52,6 +62,7 @@ class Night:
     """UTC, ISO 8601."""
     began: float
     """time.monotonic() at the start."""
+    deadline: Deadline
     results: list[StageResult] = field(default_factory=list)
 
     def complete(self, title: str, stage: Stage, record_type: type[T]) -> T:
@@ -69,6 +80,7 @@ class Night:
                 outcome="cached" if state.name == "Cached" else "computed",
                 seconds=completion.seconds,
                 nodes=completion.nodes,
+                peak_bytes=completion.peak_bytes,
             )
         )
         return record_type(**completion.record)
@@ -83,11 +95,16 @@ def open_night(recipe: Recipe) -> Iterator[Night]:
     """Open the store and, at first use, the cluster; close them whatever happens.
 
     The resolved recipe is written to the store at once, so that a night that was killed is seen.
+
+    Raises:
+        NightSkipped: another night of the recipe runs, and this one is not to wait.
+        DeadlineReached: while it was waiting.
     """
+    deadline = find_deadline(recipe)
     settings = read_settings()
     clear_scratch(settings.scratch)
     store = open_store(settings.store_uri(recipe.publish.store), settings.home / "cache")
-    executor = RayExecutor(
+    cluster = RayExecutor(
         recipe.cluster.ray,
         recipe.cluster.workers,
         recipe.cluster.gpus_per_worker,
@@ -97,14 +114,25 @@ def open_night(recipe: Recipe) -> Iterator[Night]:
     now = datetime.now(UTC)
     run_id = f"{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     started = now.isoformat(timespec="seconds")
-    night = Night(store, executor, settings, make_reporter(), run_id, started, time.monotonic())
+    lease = take_turn(recipe, store, run_id, deadline)
+    night = Night(
+        store,
+        StoppableExecutor(cluster, deadline, partial(check_turn, lease, deadline)),
+        settings,
+        make_reporter(),
+        run_id,
+        started,
+        time.monotonic(),
+        deadline,
+    )
     resolved = yaml.safe_dump(json.loads(recipe.model_dump_json()), sort_keys=False)
-    store.write(f"runs/{recipe.name}/{run_id}/recipe.yaml", resolved.encode())
     try:
+        store.write(f"runs/{recipe.name}/{run_id}/recipe.yaml", resolved.encode())
         yield night
     finally:
         night.reporter.close()
-        executor.close()
+        cluster.close()
+        give_back(lease)
 
 
 def is_passing(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -127,9 +155,10 @@ RETRIES: Any = {
 def stage_task(night: Night, title: str, stage: Stage) -> Completion | State[Completion]:
     night.reporter.begin(title)
     progress = UiProgress(night.reporter, title)
-    completion, cached = run_stage(
-        stage, night.store, night.executor, progress, night.settings.scratch
-    )
+    with night.deadline.enforced(GRACE_S):
+        completion, cached = run_stage(
+            stage, night.store, night.executor, progress, night.settings.scratch
+        )
     outcome = "cached" if cached else "computed"
     night.reporter.end(title, outcome, completion.seconds)
     return Completed(name="Cached", data=completion) if cached else completion

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from flows.compress_model import compress
+from flows.worker_memory import estimate_peak
 from infra.storage import Store
 from tasks.inputs import Inputs
+from tasks.plugins import plugin_constant
 from tasks.recipe import Recipe
 from tasks.records import ModelRef, Record
 from tasks.report.wording import describe_amount
@@ -28,6 +30,10 @@ class PlannedStage(Record):
     """`follows`: it depends on a stage to compute, so its key is not known yet."""
     seconds: float | None
     """Measured when it was computed; estimated else; None where there is nothing to go by."""
+    peak_bytes: int | None = None
+    """Memory of one worker at its peak; measured or estimated in the same way."""
+    workers: int
+    """That work at a time."""
     note: str = ""
     """Of a prune step, the shape that it cut to, or what the run will solve it for."""
 
@@ -50,19 +56,36 @@ def make_plan(recipe: Recipe, inputs: Inputs, store: Store) -> Plan:
     planned: list[PlannedStage] = []
 
     def look_up(title: str, stage: Stage, record_type: type[Any]) -> Any:
+        workers = count_workers(recipe, stage)
         known = all(record.digest != UNKNOWN for record in stage.inputs.values())
         done = read_completion(store, stage) if known else None
         if done:
             shape = str(done.record.get("facts", {}).get("shape", ""))
             note = shape if stage.name == "prune" else ""
             planned.append(
-                PlannedStage(title=title, outcome="cached", seconds=done.seconds, note=note)
+                PlannedStage(
+                    title=title,
+                    outcome="cached",
+                    seconds=done.seconds,
+                    peak_bytes=done.peak_bytes,
+                    workers=workers,
+                    note=note,
+                )
             )
             return record_type(**done.record)
         seconds = estimate_seconds(recipe, stage, inputs.teacher)
         outcome: Literal["to compute", "follows"] = "to compute" if known else "follows"
         note = foretell_shape(stage.options) if stage.name == "prune" else ""
-        planned.append(PlannedStage(title=title, outcome=outcome, seconds=seconds, note=note))
+        planned.append(
+            PlannedStage(
+                title=title,
+                outcome=outcome,
+                seconds=seconds,
+                peak_bytes=estimate_peak(recipe, stage, inputs.teacher, store),
+                workers=workers,
+                note=note,
+            )
+        )
         return placeholder(record_type, inputs.teacher)
 
     compress(recipe, inputs, look_up, models=[])
@@ -87,6 +110,15 @@ def placeholder(record_type: type[Any], teacher: ModelRef) -> Any:
         half = teacher.num_parameters // 2
         return teacher.model_copy(update={"digest": UNKNOWN, "num_parameters": half})
     return record_type.model_construct(digest=UNKNOWN)
+
+
+def count_workers(recipe: Recipe, stage: Stage) -> int:
+    """Return how many workers a stage has: a method that looks at text takes one block after the
+    other."""
+    if stage.name == "quantize" and not stage.options["mixed_precision"]:
+        calibrated = plugin_constant("method", stage.options["method"], "CALIBRATED")
+        return 1 if calibrated else recipe.cluster.workers
+    return recipe.cluster.workers
 
 
 def estimate_seconds(recipe: Recipe, stage: Stage, teacher: ModelRef) -> float | None:

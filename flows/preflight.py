@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.planning import make_plan
+from flows.notifying import check_hooks
+from flows.planning import Plan, make_plan
 from infra.findings import Finding
 from infra.ray_cluster import check_address
 from infra.settings import read_settings
@@ -18,8 +19,6 @@ from tasks.inputs import Inputs, find_inputs
 from tasks.recipe import Recipe
 
 GIB = 2**30
-OPTIMIZER_BYTES_PER_PARAMETER = 16
-"""fp32 weights, gradients and AdamW's two moments, before ZeRO divides the moments."""
 
 
 def preflight(recipe: Recipe) -> None:
@@ -47,6 +46,10 @@ def examine(recipe: Recipe, quick: bool = False) -> list[Finding]:
     """
     findings: list[Finding] = [check_python()]
     settings = read_settings()
+    findings += check_hooks(recipe, settings)
+    if settings.signing_key:
+        key = settings.signing_key
+        findings.append(attempt("signing", lambda: check_signing(key)))
     uri = settings.store_uri(recipe.publish.store)
     findings += check_store(uri)
     if any(finding.level == "error" for finding in findings):
@@ -62,11 +65,12 @@ def examine(recipe: Recipe, quick: bool = False) -> list[Finding]:
         return findings
     findings += [
         attempt("cluster", lambda: check_cluster(recipe)),
-        attempt("memory", lambda: check_memory(recipe, inputs)),
+        attempt("memory", lambda: check_memory(recipe, plan)),
         attempt("training", lambda: check_training(recipe)),
         attempt("model", lambda: check_model(recipe, inputs, store)),
         attempt("utility", lambda: check_utility(recipe)),
         attempt("shape", lambda: check_shape(recipe, inputs, store)),
+        attempt("exports", lambda: check_exports(recipe, inputs, store)),
     ]
     return findings
 
@@ -83,6 +87,13 @@ def check_python() -> Finding:
     if sys.version_info[:2] == (3, 11):
         return Finding("ok", "python", found)
     return Finding("warning", "python", f"{found}; tested with 3.11")
+
+
+def check_signing(path: Path) -> Finding:
+    from tasks.publish.signing import load_signing_key
+
+    public = load_signing_key(path).public_key().public_bytes_raw().hex()
+    return Finding("ok", "signing", f"with the ed25519 key {public[:16]}...")
 
 
 def check_cluster(recipe: Recipe) -> Finding:
@@ -105,20 +116,37 @@ def check_cluster(recipe: Recipe) -> Finding:
     return Finding("ok", "cluster", f"{recipe.cluster.workers} workers, Ray {address}")
 
 
-def check_memory(recipe: Recipe, inputs: Inputs) -> Finding:
-    """Estimate the largest stage: each worker holds a teacher, and a student in training."""
-    parameters = inputs.teacher.num_parameters
-    per_worker = parameters * (4 + OPTIMIZER_BYTES_PER_PARAMETER)
-    needed = per_worker * recipe.cluster.workers / GIB
-    if os.environ.get("RAY_ADDRESS", recipe.cluster.ray) != "local":
-        return Finding("ok", "memory", f"about {per_worker / GIB:.1f} GiB per worker in training")
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / GIB
-    if recipe.cluster.gpus_per_worker == 0 and needed > available:
+def check_memory(recipe: Recipe, plan: Plan) -> Finding:
+    """Hold the stage that needs most memory in all its workers against what is free."""
+    known = [
+        (stage.peak_bytes * stage.workers, stage.peak_bytes, stage)
+        for stage in plan.stages
+        if stage.outcome != "cached" and stage.peak_bytes is not None
+    ]
+    if not known:
+        return Finding("ok", "memory", "nothing to compute that arithmetic can foretell")
+    needed, per_worker, stage = max(known, key=lambda entry: entry[0])
+    where = f"in {stage.workers} worker{'s' * (stage.workers > 1)}"
+    if recipe.cluster.gpus_per_worker or not is_local(recipe):
+        _, per_worker, stage = max(known, key=lambda entry: entry[1])
+        said = f"about {per_worker / GIB:.1f} GiB a worker, for {stage.title}"
+        return Finding("ok", "memory", said)
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    if needed > available:
         raise ValueError(
-            f"training needs about {needed:.1f} GiB in {recipe.cluster.workers} workers, "
-            f"{available:.1f} GiB are free; use fewer workers, a smaller teacher, or a cluster"
+            f"{stage.title} needs about {needed / GIB:.1f} GiB {where}, {available / GIB:.1f} GiB "
+            "are free; use fewer workers, fewer calibration windows, cluster.offload: layers for "
+            "pruning, a smaller teacher, or a cluster"
         )
-    return Finding("ok", "memory", f"about {needed:.1f} GiB of {available:.1f} GiB free")
+    return Finding(
+        "ok",
+        "memory",
+        f"about {needed / GIB:.1f} GiB {where} for {stage.title}, {available / GIB:.1f} GiB free",
+    )
+
+
+def is_local(recipe: Recipe) -> bool:
+    return os.environ.get("RAY_ADDRESS", recipe.cluster.ray) == "local"
 
 
 def check_training(recipe: Recipe) -> Finding:
@@ -133,28 +161,40 @@ def check_training(recipe: Recipe) -> Finding:
 
 
 def check_model(recipe: Recipe, inputs: Inputs, store: Store) -> Finding:
-    """Load tokenizer and config; cut the calibration windows; hold group sizes against widths."""
+    """Load tokenizer and config; cut the calibration windows."""
     from tasks.corpus.text import calibration_windows
-    from tasks.models.checkpoint import load_config, load_tokenizer
+    from tasks.models.checkpoint import load_tokenizer
+    from tasks.models.folder import load_config, name_quantization
 
     folder = localize(store, inputs.teacher.uri)
+    if stored_as := name_quantization(folder):
+        raise ValueError(
+            f"teacher.model: {recipe.teacher.model} is quantized already ({stored_as}); give the "
+            "model that it was made from, in 16 or 32 bits"
+        )
     config = load_config(folder)
     if "auto_map" in config and not recipe.teacher.trust_remote_code:
         raise ValueError(
             f"{recipe.teacher.model} comes with code of its own, which is not run; "
             "say teacher.trust_remote_code: true after reading it"
         )
-    width = config.get("hidden_size")
-    for export in recipe.exports:
-        if width and width % export.group_size:
-            raise ValueError(
-                f"exports: {export.name}: group_size must divide hidden_size {width}, "
-                f"got {export.group_size}"
-            )
     tokenizer = load_tokenizer(folder)
     text = localize(store, inputs.calibration.uri)
     calibration_windows(text, tokenizer, recipe.calibration.num_windows, recipe.calibration.window)
     return Finding("ok", "model", f"{inputs.teacher.architecture}, {len(tokenizer):,} tokens")
+
+
+def check_exports(recipe: Recipe, inputs: Inputs, store: Store) -> Finding:
+    """Hold each export against the model's shape and what its format can express."""
+    from tasks.quantize.export_check import check_export
+
+    folder = localize(store, inputs.teacher.uri)
+    for export in recipe.exports:
+        try:
+            check_export(folder, recipe, export)
+        except (ValueError, CompressionError) as error:
+            raise ValueError(f"{export.name}: {error}") from error
+    return Finding("ok", "exports", ", ".join(export.name for export in recipe.exports))
 
 
 def check_utility(recipe: Recipe) -> Finding:

@@ -152,4 +152,5 @@ def publish(
         by=getpass.getuser(),
         why=f"run {night.run_id} passed its gate",
         regate=regate,
+        signing_key=night.settings.signing_key,
     )

@@ -4,6 +4,7 @@ import sys
 
 from flows.night import Night
 from flows.publish_artifact import Verdict
+from flows.stopping import DeadlineReached
 from infra.storage import localize
 from tasks.inputs import Inputs
 from tasks.publish.provenance import Provenance, gather_provenance
@@ -26,14 +27,22 @@ def finished_run(
 
 def record_failure(
     night: Night, recipe: Recipe, models: list[EvaluatedModel], error: BaseException
-) -> None:
-    """Leave what was reached before an error; the error itself goes on its way."""
-    message = f"{type(error).__name__}: {error}"
-    record = make_record(night, recipe, status="failed", models=models, exports=[], error=message)
+) -> RunRecord:
+    """Leave what was reached before an error or the deadline."""
+    stopped = isinstance(error, DeadlineReached)
+    record = make_record(
+        night,
+        recipe,
+        status="deadline" if stopped else "failed",
+        models=models,
+        exports=[],
+        error=str(error) if stopped else f"{type(error).__name__}: {error}",
+    )
     try:
         write_run(night, recipe, record, make_report(night, recipe, record, None))
     except Exception as second:  # the store itself may be what failed
         print(f"nightpress: the run's record was not written: {second}", file=sys.stderr)
+    return record
 
 
 def make_record(night: Night, recipe: Recipe, **ending: object) -> RunRecord:

@@ -12,6 +12,7 @@ from tasks.report.wording import describe_check, format_bytes, format_count, for
 if TYPE_CHECKING:
     from flows.planning import Plan
     from infra.findings import Finding
+    from tasks.publish.garbage import Garbage
     from tasks.publish.manifest import Manifest
     from tasks.publish.references import Listing
     from tasks.records import Metrics, RunRecord
@@ -29,7 +30,15 @@ def print_run(record: RunRecord) -> None:
     out = console()
     table = Table(box=None, pad_edge=False)
     table.add_column("model")
-    for name in ("parameters", "bytes", "nats/token", "perplexity", "tokens/s", "seconds"):
+    for name in (
+        "parameters",
+        "bytes",
+        "nats/token",
+        "perplexity",
+        "tokens/s",
+        "seconds",
+        "peak memory",
+    ):
         table.add_column(name, justify="right")
     table.add_column("")
     made = {stage.title: stage for stage in record.stages}
@@ -43,6 +52,7 @@ def print_run(record: RunRecord) -> None:
             f"{row.metrics.perplexity:.2f}",
             f"{row.metrics.tokens_per_s:,.0f}",
             f"{stage.seconds:.1f}" if stage else "",
+            format_bytes(stage.peak_bytes) if stage and stage.peak_bytes else "",
             stage.outcome if stage else "given",
         )
     out.print(table)
@@ -64,9 +74,10 @@ def print_run(record: RunRecord) -> None:
                 soft_wrap=True,
             )
     computed = sum(stage.outcome == "computed" for stage in record.stages)
+    stored = len(record.stages) - computed
     out.print(
         f"\n{record.status} in {format_seconds(record.seconds)}: {computed} of "
-        f"{len(record.stages)} stages computed, the others were stored",
+        f"{len(record.stages)} stages computed" + (f", {stored} stored before" if stored else ""),
         soft_wrap=True,
     )
     out.print(f"report: {report_place(record)}", soft_wrap=True)
@@ -83,11 +94,14 @@ def print_plan(plan: Plan) -> None:
     table.add_column("stage")
     table.add_column("")
     table.add_column("time", justify="right")
+    table.add_column("memory a worker", justify="right")
     table.add_column("")
     for stage in plan.stages:
         spent = "" if stage.seconds is None else format_seconds(stage.seconds)
         about = "" if stage.outcome == "cached" or not spent else "about "
-        table.add_row(stage.title, stage.outcome, about + spent, stage.note)
+        held = "" if stage.peak_bytes is None else format_bytes(stage.peak_bytes)
+        nearly = "" if stage.outcome == "cached" or not held else "about "
+        table.add_row(stage.title, stage.outcome, about + spent, nearly + held, stage.note)
     out.print(table)
     out.print(f"\nto compute: about {format_seconds(plan.seconds_to_compute)}, by arithmetic alone")
     out.print("\nweights of the teacher")
@@ -151,6 +165,31 @@ def print_runs(records: list[RunRecord]) -> None:
             exports or (record.error or " ").splitlines()[0],
         )
     console().print(table if records else "no runs")
+
+
+def print_garbage(garbage: Garbage) -> None:
+    out = console()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("deleted" if garbage.deleted else "would delete", no_wrap=True)
+    for name in ("bytes", "objects"):
+        table.add_column(name, justify="right")
+    table.add_column("why")
+    for folder in garbage.folders:
+        kind, *names, digest = folder.prefix.split("/")
+        name = "/".join([kind, *names, digest[:12]])
+        size = format_bytes(folder.num_bytes)
+        table.add_row(name, size, f"{folder.num_objects:,}", folder.why)
+    if garbage.folders:
+        out.print(table)
+    verb = "deleted" if garbage.deleted else "to delete, with --delete"
+    out.print(
+        f"{format_bytes(garbage.num_bytes)} in {len(garbage.folders)} folders and "
+        f"{garbage.num_uploads} dangling uploads {verb}; {garbage.num_kept_artifacts} artifacts "
+        f"and {garbage.num_kept_stages} stages stay",
+        soft_wrap=True,
+    )
+    for note in garbage.notes:
+        out.print(note, soft_wrap=True)
 
 
 def print_manifest(manifest: Manifest) -> None:

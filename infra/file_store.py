@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from infra.store_keys import check_key, check_prefix, folder_prefix
+from infra.stored_object import StoredObject
 
 PART_NAME = re.compile(r"\.[0-9a-f]{32}\.part")
 """Name of a file that is still being written; listings leave it out."""
@@ -59,6 +60,9 @@ class FileStore:
     def sizes(self, prefix: str) -> dict[str, int]:
         return {key: stat.st_size for key, stat in self._stats(prefix)}
 
+    def objects(self, prefix: str) -> dict[str, StoredObject]:
+        return {k: StoredObject(s.st_size, s.st_mtime) for k, s in self._stats(prefix)}
+
     def put_file(self, local: Path, key: str) -> None:
         self._replace(key, lambda part: shutil.copyfile(local, part))
 
@@ -78,13 +82,17 @@ class FileStore:
             raise FileNotFoundError(errno.ENOENT, "no such folder or object", str(path))
         return path
 
-    def clear_uploads(self, older_than_s: float) -> int:
+    def clear_uploads(self, older_than_s: float, dry_run: bool = False) -> int:
         now = time.time()
         parts = [path for path in self.root.rglob(".*.part") if PART_NAME.fullmatch(path.name)]
-        old = [path for path in parts if now - path.stat().st_mtime > older_than_s]
-        for path in old:
-            path.unlink(missing_ok=True)
-        return len(old)
+        num_old = 0
+        for path in parts:
+            with suppress(FileNotFoundError):  # renamed into place since it was listed
+                if now - path.stat().st_mtime > older_than_s:
+                    num_old += 1
+                    if not dry_run:
+                        path.unlink()
+        return num_old
 
     def _replace(self, key: str, fill: Callable[[Path], object]) -> None:
         path = self._path(key)

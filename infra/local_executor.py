@@ -4,6 +4,8 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from infra.peak_memory import read_peak, reset_peak
+
 S = TypeVar("S")
 U = TypeVar("U")
 R = TypeVar("R")
@@ -16,6 +18,7 @@ class LocalExecutor:
 
     def __init__(self) -> None:
         self.nodes: set[str] = set()
+        self.peak_bytes: int | None = None
 
     def map(
         self,
@@ -25,9 +28,12 @@ class LocalExecutor:
         num_workers: int | None = None,
     ) -> Iterator[R]:
         self.nodes.add(socket.gethostname())
+        reset_peak()
         built = state()
         for unit in units:
-            yield fn(built, unit)
+            result = fn(built, unit)
+            self.peak_bytes = max(self.peak_bytes or 0, read_peak())
+            yield result
 
     def run_group(
         self, fn: Callable[[dict[str, Any]], R], config: dict[str, Any], num_workers: int

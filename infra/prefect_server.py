@@ -23,8 +23,12 @@ LIBC = ctypes.CDLL(None)
 
 
 @contextmanager
-def prefect_api(home: Path) -> Iterator[None]:
+def prefect_api(home: Path, schedules: bool = False) -> Iterator[None]:
     """Give this process an API of its own, unless PREFECT_API_URL names a server.
+
+    Args:
+        home: As for `running_server`.
+        schedules: As for `running_server`.
 
     Raises:
         RuntimeError: it does not start.
@@ -39,7 +43,7 @@ def prefect_api(home: Path) -> Iterator[None]:
     if get_current_settings().api.url:
         yield
         return
-    with running_server(home) as url:
+    with running_server(home, schedules) as url:
         # Nobody looks at the logs of a server that is gone after the run.
         own = {PREFECT_API_URL: url, PREFECT_LOGGING_TO_API_ENABLED: False}
         with temporary_settings(own):
@@ -47,17 +51,21 @@ def prefect_api(home: Path) -> Iterator[None]:
 
 
 @contextmanager
-def running_server(home: Path) -> Iterator[str]:
+def running_server(home: Path, schedules: bool = False) -> Iterator[str]:
     """Run Prefect's API on a free port of 127.0.0.1 and yield its URL.
 
     Its database and its log lie in `home`. To be entered from a thread that outlives the server,
     which the kernel ends with the thread that started it.
 
+    Args:
+        home: An existing folder.
+        schedules: Start what is scheduled, and find what is late; a single run needs neither.
+
     Raises:
         RuntimeError: it does not start.
     """
     port = free_port()
-    server = start_server(home, port)
+    server = start_server(home, port, schedules)
     try:
         wait_until_up(f"http://127.0.0.1:{port}/api/health", server, home / "server.log")
         yield f"http://127.0.0.1:{port}/api"
@@ -77,17 +85,19 @@ def free_port() -> int:
         return port
 
 
-def start_server(home: Path, port: int) -> subprocess.Popen[bytes]:
+def start_server(home: Path, port: int, schedules: bool) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "PREFECT_HOME": str(home),
         "PREFECT_UI_ENABLED": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        # No schedules and no clean-up of old runs within one run.
-        "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
-        "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
-        "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_ENABLED": "false",
-        "PREFECT_SERVER_SERVICES_FOREMAN_ENABLED": "false",
     }
+    if not schedules:
+        environment |= {
+            "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
+            "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
+            "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_ENABLED": "false",
+            "PREFECT_SERVER_SERVICES_FOREMAN_ENABLED": "false",
+        }
     application = "prefect.server.api.server:create_app"
     command = [sys.executable, "-m", "uvicorn", "--factory", application, "--host", "127.0.0.1"]
     command += ["--port", str(port), "--log-level", "error", "--lifespan", "on"]

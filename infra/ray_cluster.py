@@ -12,9 +12,13 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
+
+from infra.peak_memory import read_peak, reset_peak
 
 S = TypeVar("S")
 U = TypeVar("U")
@@ -68,6 +72,7 @@ class RayExecutor:
         self.threads_per_worker = threads_per_worker
         self.scratch = scratch
         self.nodes: set[str] = set()
+        self.peak_bytes: int | None = None
         self._ray: Any = None
         self._pool: list[Any] = []
         self._arriving: dict[Any, int] = {}
@@ -122,21 +127,24 @@ class RayExecutor:
         num_workers: int | None = None,
     ) -> Iterator[R]:
         ray = self.connect()
-        waiting = [(unit, 0) for unit in units]
-        waiting.reverse()
-        size = min(num_workers or self.num_workers, len(waiting))
+        # A unit is asked for when a worker is free for it: there may be no more of them, then.
+        coming = ((unit, 0) for unit in units)
+        waiting = list(islice(coming, num_workers or self.num_workers))
+        size = len(waiting)
         while len(self._pool) < size:
             self._start_worker(len(self._pool))
         idle = [slot for slot in range(size) if slot not in self._arriving.values()]
         work = ray.put((fn, state))  # one reference per call of map: the workers' state key
         running: dict[Any, tuple[int, U, int]] = {}
         lost = 0
-        while waiting or running:
-            while waiting and idle:
-                unit, deaths = waiting.pop()
+        while True:
+            while idle and (waiting := waiting or list(islice(coming, 1))):
+                unit, deaths = waiting.pop(0)
                 slot = idle.pop(0)
                 future = self._pool[slot].run.remote([work], unit)
                 running[future] = (slot, unit, deaths)
+            if not (running or waiting):
+                return
             (future,), _ = ray.wait([*running, *self._arriving], num_returns=1)
             if future in self._arriving:
                 slot = self._arriving.pop(future)
@@ -155,7 +163,7 @@ class RayExecutor:
                 continue
             slot, unit, deaths = running.pop(future)
             try:
-                node, result = ray.get(future)
+                node, peak, result = ray.get(future)
             except ray.exceptions.RayActorError as error:
                 if deaths + 1 >= MAX_DEATHS:
                     raise RuntimeError(
@@ -168,6 +176,7 @@ class RayExecutor:
                 raise error.cause from error
             idle.append(slot)
             self.nodes.add(node)
+            self._see_peak(peak)
             yield result
 
     def run_group(
@@ -186,7 +195,7 @@ class RayExecutor:
         self.scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="ray-train-", dir=self.scratch) as storage:
             trainer = TorchTrainer(
-                fn,
+                partial(_call_measured, fn),
                 train_loop_config=config,
                 scaling_config=ScalingConfig(
                     num_workers=num_workers,
@@ -203,7 +212,7 @@ class RayExecutor:
                 ),
             )
             try:
-                return _beside_main_thread(trainer.fit).return_value  # type: ignore[no-any-return]
+                peak, result = _beside_main_thread(trainer.fit).return_value
             except TrainingFailedError as error:
                 failures = getattr(error, "worker_failures", {}) or {"controller": error}
                 reasons = (f"rank {r}: {str(e).strip()[:500]}" for r, e in failures.items())
@@ -211,6 +220,11 @@ class RayExecutor:
                     f"the group of {num_workers} failed {MAX_DEATHS + 1} times, at last with "
                     + "; ".join(reasons)
                 ) from error
+        self._see_peak(peak)
+        return result  # type: ignore[no-any-return]
+
+    def _see_peak(self, num_bytes: int) -> None:
+        self.peak_bytes = max(self.peak_bytes or 0, num_bytes)
 
     def release(self) -> None:
         """Give the pool's CPUs and GPUs back."""
@@ -240,6 +254,12 @@ def _beside_main_thread(fn: Callable[[], R]) -> R:
     return outcome.result()
 
 
+def _call_measured(fn: Callable[[dict[str, Any]], R], config: dict[str, Any]) -> tuple[int, R]:
+    """Return the peak memory of this rank, a process of its own, and what it returned."""
+    result = fn(config)
+    return read_peak(), result
+
+
 class Worker:
     """A process of the pool; it keeps the state of the last `map` only."""
 
@@ -250,13 +270,19 @@ class Worker:
     def arrive(self) -> None:
         """Return as soon as the worker has been placed."""
 
-    def run(self, work: list[Any], unit: Any) -> tuple[str, Any]:
-        """Run one unit. `work` holds one reference, to (fn, state builder)."""
+    def run(self, work: list[Any], unit: Any) -> tuple[str, int, Any]:
+        """Run one unit; return where, the peak memory of this `map` so far, and the result.
+
+        Args:
+            work: One reference, to (fn, state builder).
+        """
         import ray
 
         (reference,) = work
         if reference != self.work:
             self.state = None  # let the old one go before the new one is built
+            reset_peak()
             fn, build = ray.get(reference)
             self.fn, self.state, self.work = fn, build(), reference
-        return socket.gethostname(), self.fn(self.state, unit)
+        result = self.fn(self.state, unit)
+        return socket.gethostname(), read_peak(), result

@@ -20,6 +20,7 @@ from typing import Any
 from infra.s3_client import fetch, make_filesystem, os_errors, request
 from infra.s3_transfer import download, upload
 from infra.store_keys import check_key, check_prefix, folder_prefix
+from infra.stored_object import StoredObject
 
 NUM_THREADS = 16
 PAGE_KEYS = 1000
@@ -123,6 +124,12 @@ class S3Store:
         entries = self._entries(folder_prefix(prefix))
         return {self._relative(entry): entry["Size"] for entry in entries}
 
+    def objects(self, prefix: str) -> dict[str, StoredObject]:
+        return {
+            self._relative(entry): StoredObject(entry["Size"], entry["LastModified"].timestamp())
+            for entry in self._entries(folder_prefix(prefix))
+        }
+
     def put_file(self, local: Path, key: str) -> None:
         name = self._name(key)
         with os_errors(f"{self.uri}/{key}"):
@@ -165,9 +172,9 @@ class S3Store:
                 part.rename(slot)
         return path
 
-    def clear_uploads(self, older_than_s: float) -> int:
+    def clear_uploads(self, older_than_s: float, dry_run: bool = False) -> int:
         now = time.time()
-        num_cleared = 0
+        num_old = 0
         bounds = {"Bucket": self.bucket, "Prefix": self._absolute("")}
         with os_errors(self.uri):
             while True:
@@ -175,10 +182,11 @@ class S3Store:
                 for found in page.get("Uploads", []):
                     if now - found["Initiated"].timestamp() > older_than_s:
                         name = {"Key": found["Key"], "UploadId": found["UploadId"]}
-                        self._request("abort_multipart_upload", Bucket=self.bucket, **name)
-                        num_cleared += 1
+                        if not dry_run:
+                            self._request("abort_multipart_upload", Bucket=self.bucket, **name)
+                        num_old += 1
                 if not page["IsTruncated"]:
-                    return num_cleared
+                    return num_old
                 bounds["KeyMarker"] = page["NextKeyMarker"]
                 bounds["UploadIdMarker"] = page["NextUploadIdMarker"]
 

@@ -11,9 +11,15 @@ class Settings:
     """State folder: Prefect's database, scratch space, the embedded store."""
     store_override: str | None
     """URI from NIGHTPRESS_STORE; it wins over the recipe."""
+    signing_key: Path | None = None
+    """PEM file from NIGHTPRESS_SIGNING_KEY, with the ed25519 key that signs manifests."""
 
     def store_uri(self, recipe_store: str | None) -> str:
         return self.store_override or recipe_store or f"file://{self.home / 'store'}"
+
+    def webhook_url(self, variable: str) -> str | None:
+        """Return a webhook's URL, a secret; read when it is wanted, and kept nowhere."""
+        return os.environ.get(variable)
 
     @property
     def scratch(self) -> Path:
@@ -22,7 +28,12 @@ class Settings:
 
 def read_settings() -> Settings:
     home = Path(os.environ.get("NIGHTPRESS_HOME", ".nightpress")).resolve()
-    return Settings(home=home, store_override=os.environ.get("NIGHTPRESS_STORE"))
+    key = os.environ.get("NIGHTPRESS_SIGNING_KEY")
+    return Settings(
+        home=home,
+        store_override=os.environ.get("NIGHTPRESS_STORE"),
+        signing_key=Path(key).absolute() if key else None,
+    )
 
 
 def quiet_environment(settings: Settings) -> None:

@@ -12,12 +12,14 @@ from typing import Protocol
 
 from infra.file_store import FileStore, sync, temporary_file
 from infra.s3_store import S3Store
+from infra.stored_object import StoredObject
 
 __all__ = [
     "SCHEME",
     "FileStore",
     "S3Store",
     "Store",
+    "StoredObject",
     "localize",
     "open_store",
     "put_folder",
@@ -61,6 +63,9 @@ class Store(Protocol):
     def sizes(self, prefix: str) -> dict[str, int]:
         """Return key and bytes of everything below the folder `prefix`."""
 
+    def objects(self, prefix: str) -> dict[str, StoredObject]:
+        """Return what the listing says of everything below the folder `prefix`."""
+
     def put_file(self, local: Path, key: str) -> None:
         """Write a file of any size; until its last byte is there, the object is the old one."""
 
@@ -79,8 +84,8 @@ class Store(Protocol):
             FileNotFoundError: there is neither.
         """
 
-    def clear_uploads(self, older_than_s: float) -> int:
-        """Remove what uploads left behind that were killed; return how many."""
+    def clear_uploads(self, older_than_s: float, dry_run: bool = False) -> int:
+        """Remove what uploads left behind that were killed; return how many there were."""
 
 
 def open_store(uri: str, cache: Path | None = None) -> Store:

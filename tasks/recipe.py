@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from tasks.prune_options import PruneOptions
 from tasks.recipe_parts import Config, Count, Fraction, Name, Plugin
+from tasks.schedule import Schedule
 
 
 class WeightedLoss(Plugin):
@@ -158,6 +159,26 @@ class Publish(Config):
     channel: Name = "nightly"
 
 
+Event = Literal["failed", "refused", "deadline", "published"]
+
+
+class Webhook(Config):
+    """A URL that is told how nights end; a chat's incoming hook, for example."""
+
+    webhook_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    """Environment variable that holds the URL; the URL is a secret, so it is nowhere else."""
+    on: Annotated[list[Event], Field(min_length=1)]
+    """`failed`, `refused` (an export by its gate), `deadline`, `published`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def read_on(cls, data: Any) -> Any:
+        """YAML 1.1, which PyYAML reads, takes a bare `on` for true."""
+        if isinstance(data, dict) and True in data and "on" not in data:
+            return {"on" if key is True else key: value for key, value in data.items()}
+        return data
+
+
 class Cluster(Config):
     ray: str = "local"
     """`local`, or the address of a running cluster. RAY_ADDRESS overrides."""
@@ -178,14 +199,18 @@ class Recipe(Config):
     calibration: Calibration
     evaluation: Evaluation
     corpus: CorpusOptions
-    steps: Annotated[list[Step], Field(min_length=1)]
+    steps: list[Step] = Field(default_factory=list)
+    """In order, each on the model of the one before. Without any, the teacher is exported."""
     comparisons: list[Literal["from_scratch"]] = Field(default_factory=list)
     """Computed for the report, never published."""
     exports: Annotated[list[Export], Field(min_length=1)]
     """Each is evaluated, gated and published by itself; the first is the default."""
     gate: Gate = Gate()
     publish: Publish = Publish()
+    schedule: Schedule = Schedule()
     cluster: Cluster = Cluster()
+    notify: list[Webhook] = Field(default_factory=list)
+    """Who is told how a night ended. A hook that fails is a warning, never a failed night."""
 
     @model_validator(mode="after")
     def check_names(self) -> Self:

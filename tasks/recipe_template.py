@@ -41,4 +41,5 @@ gate:      # an export that misses a limit is not published
 
 publish: {channel: nightly}             # store: s3://bucket/prefix or $NIGHTPRESS_STORE
 cluster: {ray: local, workers: 2, gpus_per_worker: 0}
+# notify: [{webhook_env: TEAM_HOOK, on: [failed, refused, deadline, published]}] # a URL
 """

@@ -124,6 +124,8 @@ class StageResult(Record):
     seconds: float
     """Seconds spent when it was computed, by whichever run did."""
     nodes: list[str]
+    peak_bytes: int | None = None
+    """Most memory that one of its workers held then; None where it was not measured."""
 
 
 ModelKind = Literal["teacher", "prune", "distill", "comparison", "export"]
@@ -161,7 +163,7 @@ class RunRecord(Record):
     started: str
     """UTC, ISO 8601."""
     seconds: float
-    status: Literal["done", "unchanged", "refused", "failed"]
+    status: Literal["done", "unchanged", "refused", "deadline", "failed"]
     store_uri: str
     channel: str
     stages: list[StageResult]

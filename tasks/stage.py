@@ -44,6 +44,8 @@ class Executor(Protocol):
     num_workers: int
     nodes: set[str]
     """Host names that have run something since this set was last cleared."""
+    peak_bytes: int | None
+    """Peak memory of the worker that held most since this was last set to None."""
 
     def map(
         self,
@@ -111,6 +113,9 @@ class Completion(Record):
     """sha256 by relative path, of the attempt's folder."""
     seconds: float
     nodes: list[str]
+    peak_bytes: int | None = None
+    """Most that one worker held: on a GPU what its tensors took there, else its resident set, with
+    libraries and mapped files; None where no worker ran."""
 
 
 @dataclass
@@ -196,6 +201,7 @@ def run_stage(
         return done, True
     began = time.monotonic()
     executor.nodes.clear()
+    executor.peak_bytes = None
     with _scratch_folder(scratch, stage.name) as folder:
         space = StageSpace(
             store=store,
@@ -216,6 +222,7 @@ def run_stage(
             files=files,
             seconds=round(time.monotonic() - began, 3),
             nodes=sorted(executor.nodes),
+            peak_bytes=executor.peak_bytes,
         )
         data = json.dumps(completion.model_dump(), indent=1).encode()
         if not store.create(f"{space.prefix}/complete.json", data):

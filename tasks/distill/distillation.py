@@ -12,7 +12,8 @@ from tasks.distill.objective import build_terms
 from tasks.distill.progress import followed_progress
 from tasks.distill.training import TrainingJob, train_on_rank
 from tasks.errors import ClusterError, TrainingError
-from tasks.models.checkpoint import describe_model, load_config, load_tokenizer
+from tasks.models.checkpoint import describe_model, load_tokenizer
+from tasks.models.folder import load_config
 from tasks.records import CorpusRef, ModelRef
 
 if TYPE_CHECKING:

@@ -2,37 +2,19 @@
 
 import json
 import math
-import shutil
-import struct
 from pathlib import Path
 from typing import Any
 
 from tasks.digests import digest_file, digest_files
 from tasks.errors import CheckpointError
-from tasks.records import ModelRef
-
-COMPANIONS = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-    "LICENSE",
-    "LICENSE.txt",
-    "LICENSE.md",
-    "NOTICE",
-    "USE_POLICY.md",
+from tasks.models.folder import (
+    GGUF_FILE,
+    PACKED_ABOUT,
+    copy_companions,
+    model_files,
+    tensor_shapes,
 )
-"""Files that travel with the weights through every step."""
-PACKED_ABOUT = "nightpress.json"
-"""Stands in a folder that is in nightpress's own layout."""
-GGUF_FILE = "model.gguf"
-"""Weights for llama.cpp, beside the config.json that they were made from."""
+from tasks.records import ModelRef
 
 
 def describe_model(
@@ -63,20 +45,6 @@ def describe_model(
     )
 
 
-def model_files(folder: Path) -> list[str]:
-    """Names of a folder's files that make up the model; logs, notes and the like do not count."""
-    return [
-        path.name
-        for path in sorted(folder.iterdir())
-        if path.is_file()
-        and (
-            path.name in COMPANIONS
-            or path.name in ("config.json", PACKED_ABOUT)
-            or path.name.endswith((".safetensors", ".safetensors.index.json", ".gguf", ".py"))
-        )
-    ]
-
-
 def count_parameters(folder: Path) -> int:
     """Sum the sizes of all stored tensors; tied ones are stored, and count, once.
 
@@ -101,30 +69,6 @@ def count_parameters(folder: Path) -> int:
     return sum(math.prod(shape) for shard in shards for shape in tensor_shapes(shard).values())
 
 
-def tensor_shapes(path: Path) -> dict[str, list[int]]:
-    return {name: entry["shape"] for name, entry in read_header(path).items()}
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """Read a safetensors header (8 bytes of length, then JSON): dtype and shape per tensor."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    return {name: entry for name, entry in header.items() if name != "__metadata__"}
-
-
-def load_config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return config
-
-
-def read_config(folder: Path) -> Any:
-    """Return transformers' config, its defaults filled in."""
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(folder)
-
-
 def load_model(
     folder: Path, dtype: str = "float32", trust_remote_code: bool = False, spread: bool = True
 ) -> Any:
@@ -140,7 +84,7 @@ def load_model(
     """
     import torch
 
-    from tasks.models.spreading import place_model
+    from tasks.models.spreading import pick_device, place_model
 
     stored_as = dtype if dtype == "auto" else getattr(torch, dtype)
     model = read_model(folder, stored_as, trust_remote_code)
@@ -155,8 +99,10 @@ def read_model(folder: Path, dtype: Any, trust_remote_code: bool) -> Any:
         CheckpointError: transformers refuses it.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
+    from tasks.models.progress_bars import hide_progress_bars
+
+    hide_progress_bars()
     if (folder / PACKED_ABOUT).is_file():
         from tasks.models.packed_checkpoint import load_packed
 
@@ -165,19 +111,12 @@ def read_model(folder: Path, dtype: Any, trust_remote_code: bool) -> Any:
         from tasks.models.gguf_checkpoint import load_gguf
 
         return load_gguf(folder, dtype)
-    logging.disable_progress_bar()
     try:
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder} does not load: {error}") from error
-
-
-def pick_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -193,13 +132,3 @@ def save_model(model: Any, companions: Path, out: Path) -> None:
     """Write config and safetensors to `out`, and what travels with the weights beside them."""
     model.save_pretrained(out)
     copy_companions(companions, out)
-
-
-def copy_companions(source: Path, out: Path) -> None:
-    """Copy what travels with the weights; a model's own code, too, where its config names it."""
-    if "auto_map" in load_config(source):
-        for path in source.glob("*.py"):
-            shutil.copyfile(path, out / path.name)
-    for name in COMPANIONS:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, out / name)

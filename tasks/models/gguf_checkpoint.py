@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import CheckpointError
-from tasks.models.checkpoint import GGUF_FILE, read_config
+from tasks.models.folder import GGUF_FILE, read_config
 
 ROPE_DIVISORS = "rope_freqs.weight"
 """A table that llama.cpp reads; no parameter of the model."""
@@ -35,7 +35,8 @@ def load_gguf(folder: Path, dtype: Any) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    # It advises on dtypes as if the weights stayed packed; they are multiplied out.
+    logging.get_logger("transformers.quantizers.quantizer_gguf").setLevel(logging.ERROR)
     config = read_config(folder)
     kind = config.model_type
     if dtype == "auto":

@@ -7,7 +7,7 @@ is read. No file is called model.safetensors, so plain transformers refuses the 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tasks.errors import CheckpointError
-from tasks.models.checkpoint import PACKED_ABOUT
+from tasks.models.folder import PACKED_ABOUT
+from tasks.models.quantized.integer import IntegerTensor
 from tasks.models.quantized.plain import PlainTensor
-from tasks.models.quantized_linear import make_linear
+from tasks.models.quantized_linear import PACKED_BITS, make_linear, make_packed_linear
 from tasks.models.quantized_tensor import QuantizedTensor, pack_all, unpack_one
+from tasks.models.spreading import pick_device
 
 VERSION = 1
 WEIGHTS = "nightpress.safetensors"
@@ -60,39 +62,51 @@ def describe(part: torch.Tensor) -> dict[str, Any]:
     return {"dtype": str(part.dtype).removeprefix("torch."), "shape": list(part.shape)}
 
 
-def load_packed(folder: Path, dtype: torch.dtype | str, trust_remote_code: bool) -> Any:
+def load_packed(
+    folder: Path, dtype: torch.dtype | str, trust_remote_code: bool, packed: bool | None = None
+) -> Any:
     """Read a causal language model in evaluation mode into the CPU's memory.
 
     A layer whose input is quantized, too, is replaced by one that does so; any other computes with
-    the dequantized weight.
+    the dequantized weight, unless its codes stay packed.
 
     Args:
         dtype: A torch dtype, or `auto` for the one that config.json names.
+        packed: Keep linear weights of few bits packed. None: where there is a GPU, whose product
+            with packed weights reads less memory, and the dtype is `auto`; whoever asks for a dtype
+            wants weights in it, to train or to cut them.
 
     Raises:
         CheckpointError: a file is not what the other says, or not the model of config.json.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     tensors = read_packed(folder)
+    if packed is None:
+        packed = dtype == "auto" and pick_device() == "cuda"
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         stored_as: torch.dtype = config.dtype if isinstance(dtype, str) else dtype
         with torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        stay = find_packed(empty, tensors) if packed else frozenset[str]()
+        state = {
+            name: torch.empty((), dtype=stored_as).expand(tensor.shape)  # one element in memory
+            if name in stay
+            else as_parameter(tensor, stored_as)
+            for name, tensor in tensors.items()
+        }
         model, found = type(empty).from_pretrained(
             None,
             config=config,
-            state_dict={name: as_parameter(tensor, stored_as) for name, tensor in tensors.items()},
+            state_dict=state,
             dtype=stored_as,
             output_loading_info=True,
         )
         wrong = [name for kind in found.values() for name in kind]
         if wrong:
             raise ValueError(f"{len(wrong)} weights are not those of config.json: {wrong[0]}")
-        replace_linears(model, tensors)
+        replace_linears(model, tensors, stay)
     except UNREADABLE as error:
         raise CheckpointError(f"{folder} does not load: {type(error).__name__}: {error}") from error
     return model.eval()
@@ -104,16 +118,40 @@ def as_parameter(tensor: QuantizedTensor, dtype: torch.dtype) -> torch.Tensor:
     return value.to(dtype) if value.is_floating_point() else value
 
 
-def replace_linears(model: nn.Module, tensors: Mapping[str, QuantizedTensor]) -> None:
+def find_packed(model: nn.Module, tensors: Mapping[str, QuantizedTensor]) -> frozenset[str]:
+    """Return the names of the weights that can stay packed: those of plain linear layers."""
+    return frozenset(
+        name
+        for name, tensor in tensors.items()
+        if isinstance(tensor, IntegerTensor)
+        and tensor.bits in PACKED_BITS
+        and tensor.activations is None
+        and name.endswith(".weight")
+        and type(model.get_submodule(name.removesuffix(".weight"))) is nn.Linear
+    )
+
+
+def replace_linears(
+    model: nn.Module, tensors: Mapping[str, QuantizedTensor], packed: Collection[str] = ()
+) -> None:
     """Put layers that quantize their input where the encodings ask for it.
 
+    Args:
+        packed: Names of the weights that stay packed.
+
     Raises:
-        ValueError: an encoding asks for it of a parameter that is no linear layer's weight.
+        ValueError: an encoding asks for it of a parameter that is no linear layer's weight; or
+            what is packed contradicts itself.
     """
     for name, tensor in tensors.items():
         module_name, _, parameter = name.rpartition(".")
         module = model.get_submodule(module_name)
-        layer = make_linear(tensor, getattr(module, "bias", None))
+        bias = getattr(module, "bias", None)
+        if name in packed:
+            assert isinstance(tensor, IntegerTensor)
+            model.set_submodule(module_name, make_packed_linear(tensor, bias))
+            continue
+        layer = make_linear(tensor, bias)
         if layer is None:
             continue
         if not isinstance(module, nn.Linear) or parameter != "weight":

@@ -15,7 +15,10 @@ import torch
 from torch import nn
 
 from tasks.models.blocks import list_blocks
-from tasks.models.checkpoint import pick_device
+
+
+def pick_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def place_model(model: Any) -> Any:
@@ -54,8 +57,8 @@ def assign_blocks(
 
 
 def count_bytes(module: nn.Module) -> int:
-    """Return the bytes of a module's parameters, shared ones once."""
-    return sum(parameter.nbytes for parameter in module.parameters())
+    """Return the bytes of a module's parameters, shared ones once, and of packed weights."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
 def _move_inputs(device: torch.device) -> Callable[..., Any]:

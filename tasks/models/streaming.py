@@ -24,7 +24,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tasks.models.blocks import list_blocks
-from tasks.models.checkpoint import pick_device, read_header, read_model
+from tasks.models.checkpoint import read_model
+from tasks.models.folder import read_header
+from tasks.models.spreading import pick_device
 
 
 @dataclass

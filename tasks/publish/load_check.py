@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import CheckpointError
-from tasks.models.checkpoint import PACKED_ABOUT
+from tasks.models.folder import PACKED_ABOUT
 from tasks.records import ModelRef, Record
 
 PROGRAM = Path(__file__).with_name("fresh_process.py")

@@ -49,9 +49,9 @@ def front_matter(manifest: Manifest, export: dict[str, Any]) -> dict[str, Any]:
     tags = ["nightpress", *dict.fromkeys(done[kind] for kind in kinds)]
     if export["method"] != "none":
         tags += ["quantized", export["method"]]
-    if export["format"] != "safetensors":
+    if export["format"] not in ("safetensors", *tags):
         tags.append(export["format"])
-    library = manifest.load_check.loader
+    library = manifest.load_check.loader.partition(",")[0]
     matter: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation"}
     if HUB_ID.fullmatch(recipe["teacher"]["model"]):
         matter["base_model"] = recipe["teacher"]["model"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from infra.storage import localize, put_folder
@@ -16,10 +17,12 @@ from tasks.publish.manifest import (
     artifact_ref,
     list_entries,
     make_manifest,
+    parse_manifest,
     read_manifest,
 )
 from tasks.publish.model_card import write_model_card
 from tasks.publish.provenance import Provenance
+from tasks.publish.signing import sign_manifest
 from tasks.records import ArtifactRef, GateReport, Metrics, ModelRef, Record, StageResult
 
 if TYPE_CHECKING:
@@ -59,6 +62,7 @@ def publish_export(
     by: str,
     why: str,
     regate: Regate,
+    signing_key: Path | None = None,
 ) -> Publication:
     """Put an export into the store and make the channel serve it.
 
@@ -68,8 +72,10 @@ def publish_export(
     Args:
         probe: Held-out windows for the load gate.
         by: Who publishes, for the channel's history.
+        signing_key: PEM file of the ed25519 key that signs the manifest.
 
     Raises:
+        ValueError: there is no such key in that file.
         CheckpointError: plain transformers does not load it, or gets other results from it.
         QualityGateError: it does not pass against a champion published in the meantime.
         StorageError: the store refuses it, or returned other bytes than were written.
@@ -79,12 +85,14 @@ def publish_export(
     if store.exists(f"{artifact_prefix(name, export, digest)}/{MANIFEST_NAME}"):
         manifest = read_manifest(store, name, export, digest)
     else:
-        manifest = upload(store, release, probe, report_html)
+        manifest = upload(store, release, probe, report_html, signing_key)
     outcome = advance_channel(store, manifest, release.champion, channel, by, why, regate)
     return Publication(artifact=artifact_ref(store, manifest), outcome=outcome)
 
 
-def upload(store: Store, release: Release, probe: Probe, report_html: str) -> Manifest:
+def upload(
+    store: Store, release: Release, probe: Probe, report_html: str, signing_key: Path | None
+) -> Manifest:
     """Check that the model loads, then write its files, card and report, and the manifest last."""
     folder = localize(store, release.model.uri)
     manifest = make_manifest(
@@ -108,11 +116,14 @@ def upload(store: Store, release: Release, probe: Probe, report_html: str) -> Ma
         if stored != expected:
             wrong = sorted(set(stored.items()) ^ set(expected.items()))[0][0]
             raise StorageError(f"{store.uri}/{wrong} is not what was uploaded")
-        created = store.create(f"{prefix}/{MANIFEST_NAME}", manifest.to_json())
+        data = manifest.to_json()
+        if signing_key:
+            data = sign_manifest(store, prefix, data, signing_key)
+        created = store.create(f"{prefix}/{MANIFEST_NAME}", data)
         written = read_manifest(store, manifest.recipe_name, manifest.export, manifest.digest)
     except OSError as error:
         raise StorageError(f"{store.uri}/{prefix} could not be written: {error}") from error
-    if created and written != manifest:
+    if created and written != parse_manifest(data, prefix):
         raise StorageError(f"{store.uri}/{prefix}/{MANIFEST_NAME} does not read back as written")
     return written
 

@@ -20,6 +20,7 @@ from tasks.digests import digest_file, list_files
 from tasks.errors import StorageError
 from tasks.publish.manifest import MANIFEST_NAME, FileEntry, Manifest, parse_manifest
 from tasks.publish.references import show
+from tasks.publish.signing import check_signature, load_verify_key
 
 if TYPE_CHECKING:
     from infra.storage import Store
@@ -34,29 +35,63 @@ def pull(
     dest: Path,
     num_threads: int = 8,
     progress: Progress = lambda done, total: None,
+    verify_key: Path | None = None,
 ) -> Manifest:
     """Make `dest` the model folder that a reference names, with its manifest.json.
 
     A `dest` that holds this artifact already is left alone; an older pull is replaced, provided
     that every file in it is still as it was pulled.
 
+    Args:
+        verify_key: PEM file of the ed25519 public key that must have signed the manifest.
+
     Raises:
         ValueError: the reference names nothing, or `dest` holds anything else.
-        StorageError: the store's bytes are not those of the manifest, or could not be had;
-            `dest` is then as it was before.
+        StorageError: the store's bytes are not those of the manifest, could not be had, or are
+            not signed as asked; `dest` is then as it was before.
     """
+    key = load_verify_key(verify_key) if verify_key else None
     manifest = show(store, reference)
+    data = read_again(store, manifest)
+    if key:
+        check_signature(store, manifest.prefix, data, key)
     dest = dest.absolute()
     dest.parent.mkdir(parents=True, exist_ok=True)
     with locked_folder(hidden_sibling(dest, manifest.digest)) as folder:
         there = pulled_digest(dest)
         if there == manifest.digest:
             shutil.rmtree(folder, ignore_errors=True)
+            write_manifest(dest, data)
             return manifest
         folder.mkdir(exist_ok=True)
         download(store, manifest, folder, num_threads, progress)
+        write_manifest(folder, data)
         place(folder, dest, there)
     return manifest
+
+
+def read_again(store: Store, manifest: Manifest) -> bytes:
+    """Return a manifest's own bytes, which are what is signed, and what lies beside the files.
+
+    Raises:
+        StorageError: it was changed since it was read.
+    """
+    where = f"{manifest.prefix}/{MANIFEST_NAME}"
+    data = store.read(where)
+    if parse_manifest(data, f"{store.uri}/{where}") != manifest:
+        raise StorageError(f"{store.uri}/{where} changed while it was read", "pull again")
+    return data
+
+
+def write_manifest(folder: Path, data: bytes) -> None:
+    """Put a manifest beside its files, in place of one that other bytes came with."""
+    target = folder / MANIFEST_NAME
+    if target.is_file() and not target.is_symlink() and target.read_bytes() == data:
+        return
+    with temporary_file(folder) as part:
+        part.write_bytes(data)
+        sync(part)
+        part.replace(target)
 
 
 def hidden_sibling(dest: Path, digest: str) -> Path:
@@ -126,8 +161,6 @@ def download(
         for num_bytes in pool.map(fetch, manifest.files.items()):
             done += num_bytes
             progress(done, manifest.num_bytes)
-    (folder / MANIFEST_NAME).write_bytes(store.read(f"{manifest.prefix}/{MANIFEST_NAME}"))
-    sync(folder / MANIFEST_NAME)
 
 
 def fetch_file(store: Store, key: str, target: Path, entry: FileEntry) -> None:

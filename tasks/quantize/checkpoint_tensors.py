@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tasks.models.checkpoint import load_config, tensor_shapes
+from tasks.models.folder import load_config, tensor_shapes
 
 TIED_HEAD = "lm_head.weight"
 

@@ -54,17 +54,27 @@ def check_layout(source: Path, layout: Layout, method: str, group_size: int | No
         ValueError: group_size does not divide an input width, or experts would stay as they are.
         CheckpointError: the checkpoint does not store a weight under its module's name.
     """
+    check_shapes(layout, method, group_size)
+    stored = stored_names(source)
+    for name in (name for block in layout.blocks for name in block):
+        if name not in stored:
+            raise CheckpointError(
+                f"{source} stores no {name}", "expected a checkpoint that is not quantized yet"
+            )
+
+
+def check_shapes(layout: Layout, method: str, group_size: int | None) -> None:
+    """Hold the blocks' shapes against a method and the group size.
+
+    Raises:
+        ValueError: group_size does not divide an input width, or experts would stay as they are.
+    """
     if layout.stacked and method != "none":
         raise ValueError(
             f"method {method}: expected weights in linear modules, got stacked experts "
             f"({layout.stacked[0]}); use method none"
         )
-    stored = stored_names(source)
     for name, (_, width) in ((n, shape) for block in layout.blocks for n, shape in block.items()):
-        if name not in stored:
-            raise CheckpointError(
-                f"{source} stores no {name}", "expected a checkpoint that is not quantized yet"
-            )
         if group_size is not None and width % group_size:
             divisors = [size for size in (128, 64, 32, 16, 8, 4) if width % size == 0]
             raise ValueError(

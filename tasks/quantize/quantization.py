@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tasks.corpus.text import calibration_windows
-from tasks.models.checkpoint import copy_companions, describe_model, load_tokenizer
+from tasks.models.checkpoint import describe_model, load_tokenizer
+from tasks.models.folder import copy_companions
 from tasks.models.quantized_tensor import QuantizedTensor, from_bytes, to_bytes
 from tasks.plugins import load_plugin, plugin_constant
 from tasks.quantize.block import Block, Quantized

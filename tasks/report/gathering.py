@@ -40,6 +40,7 @@ def gather_report(
         started=f"{datetime.fromisoformat(record.started):%Y-%m-%d %H:%M} UTC",
         seconds=record.seconds,
         error=record.error,
+        reached_deadline=record.status == "deadline",
         models=[model_row(model) for model in record.models],
         stages=record.stages,
         exports=[export_outcome(recipe, record, export) for export in record.exports],

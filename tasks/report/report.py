@@ -112,6 +112,8 @@ class ReportData(Record):
     """Of wall time."""
     error: str | None = None
     """What ended the run before its time."""
+    reached_deadline: bool = False
+    """Whether that was its deadline."""
     models: tuple[ModelRow, ...] = ()
     """In the order in which they were made, the teacher first."""
     stages: tuple[StageResult, ...] = ()
@@ -164,6 +166,8 @@ def write_report(data: ReportData) -> str:
 
 def headline(data: ReportData) -> str:
     """Say how the run ended, in a few words."""
+    if data.reached_deadline:
+        return "The deadline came first: the next run goes on from here."
     if data.error:
         return "The run failed."
     outcomes = [export.outcome for export in data.exports]
@@ -173,7 +177,7 @@ def headline(data: ReportData) -> str:
     for outcome in ("published", "unchanged", "held", "refused", "failed"):
         names = [export.name for export in data.exports if export.outcome == outcome]
         if names:
-            said.append(f"{outcome} {' and '.join(names)}")
+            said.append(f"{outcome} {wording.join_words(names)}")
     text = ", ".join(said) or "no export was reached"
     return f"{text[:1].upper()}{text[1:]}."
 

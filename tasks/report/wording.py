@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from tasks.records import Difference, GateCheck
@@ -122,16 +123,40 @@ def describe_step(step: dict[str, Any]) -> str:
         }[prune["method"]]
         return f"Pruned {describe_amount(prune)}, {prune['shape']} shape; {method}."
     distill = step["distill"]
-    losses = " + ".join(f"{loss['weight']:g} x {loss['name']}" for loss in distill["losses"])
     return (
         f"Distilled on {distill['num_tokens']:,} tokens, initialised by "
-        f"{distill['initializer']['name']}; loss {losses}."
+        f"{distill['initializer']['name']}; loss "
+        f"{describe_losses(distill['losses'])}."
     )
 
 
 def describe_export(export: dict[str, Any]) -> str:
-    options = describe_options(export["options"])
-    return (
-        f"Exported by {export['method']}{options} as {export['format']}, other parameters in "
-        f"{export['dtype']}."
+    """Say in one or two sentences how a resolved recipe's export is made."""
+    mixed, train = export.get("mixed_precision"), export.get("train")
+    options = describe_options(
+        {name: value for name, value in export["options"].items() if not (mixed and name == "bits")}
     )
+    widths = ""
+    if mixed:
+        choice = join_words([str(bits) for bits in sorted(mixed["bits"])], "or")
+        widths = f" at {choice} bits, weight by weight, within {mixed['bytes']:,} bytes"
+    trained = ""
+    if train:
+        trained = (
+            f"Trained through {export['method']}'s rounding on {train['num_tokens']:,} tokens; "
+            f"loss {describe_losses(train['losses'])}. "
+        )
+    return (
+        f"{trained}Exported by {export['method']}{options}{widths} as {export['format']}, other "
+        f"parameters in {export['dtype']}."
+    )
+
+
+def describe_losses(losses: Sequence[dict[str, Any]]) -> str:
+    return " + ".join(f"{loss['weight']:g} x {loss['name']}" for loss in losses)
+
+
+def join_words(words: Sequence[str], last: str = "and") -> str:
+    """a, b and c"""
+    *most, end = words
+    return f"{', '.join(most)} {last} {end}" if most else end

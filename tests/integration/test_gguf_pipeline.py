@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks.models.checkpoint import GGUF_FILE, count_parameters, load_model
+from tasks.models.checkpoint import count_parameters, load_model
+from tasks.models.folder import GGUF_FILE
 from tests.integration.llama_cpp import ask_llama_cpp, why_not
 from tests.integration.pipeline import Workplace
 

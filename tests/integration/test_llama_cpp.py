@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tasks.models.checkpoint import copy_companions, load_model, load_tokenizer
+from tasks.models.checkpoint import load_model, load_tokenizer
+from tasks.models.folder import copy_companions
 from tasks.prune.shapes.stock_config import smaller_config
 from tasks.prune.units.slicing import build_sliced, slice_weights
 from tasks.prune.units.units import find_sublayers

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from flows.stopping import Deadline, DeadlineReached, StoppableExecutor
 from infra.ray_cluster import RayExecutor
 
 
@@ -47,3 +48,26 @@ def test_a_worker_that_finds_no_room_holds_nothing_up(executor: RayExecutor) -> 
             ray.kill(guest)
     assert sorted(unit for unit, _ in done) == list(range(40))
     assert len({pid for _, pid in done}) == 2
+
+
+@pytest.mark.integration
+def test_at_the_deadline_what_runs_ends_and_nothing_begins(
+    executor: RayExecutor, tmp_path: Path
+) -> None:
+    list(executor.map(leave_trace, [(tmp_path, -1), (tmp_path, -2)], nothing))  # workers are there
+    deadline = Deadline(time.monotonic() + 1.25, "07:00 UTC")
+    stoppable = StoppableExecutor(executor, deadline, deadline.check)
+    done = []
+    with pytest.raises(DeadlineReached):
+        for unit in stoppable.map(leave_trace, ((tmp_path, i) for i in range(40)), nothing):
+            done.append(unit)  # noqa: PERF402
+    assert 4 <= len(done) <= 6, "two workers, half a second each"
+    begun = {int(path.name) for path in tmp_path.glob("[0-9]*")}
+    assert begun == set(done), "every unit that was begun has ended, and was told of"
+
+
+def leave_trace(_: None, unit: tuple[Path, int]) -> int:
+    folder, number = unit
+    (folder / str(number)).touch()
+    time.sleep(0.5)
+    return number

@@ -129,6 +129,7 @@ def make_report(num_layers: int = 6, ffn_width: int = 384) -> ReportData:
                     "outcome": outcome,
                     "seconds": seconds,
                     "nodes": nodes if stage in ("prune", "distill") else nodes[:1],
+                    "peak_bytes": 1_512_000_000 if stage == "distill" else None,
                 }
             )
             for title, stage, outcome, seconds in stages

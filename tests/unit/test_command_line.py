@@ -28,7 +28,7 @@ def test_help_names_every_command_without_heavy_imports(tmp_path: Path) -> None:
     done = call("--help", home=tmp_path)
     assert time.monotonic() - began < 10  # 0.4 s on an idle machine
     assert done.returncode == 0
-    commands = "run plan doctor evaluate list show pull runs promote rollback init schema"
+    commands = "run plan doctor evaluate list show pull runs promote rollback gc init schema"
     for command in commands.split():
         assert command in done.stdout
 

@@ -36,7 +36,12 @@ def test_weights_at_each_width_and_the_gpu_that_holds_them() -> None:
 def test_where_and_for_whom_is_in_no_key(recipe_file: Path, tmp_path: Path) -> None:
     store = open_store(f"file://{tmp_path}/store")
     keys = set()
-    for override in ("publish.channel=other", "cluster.ray=auto", "gate.teacher={}"):
+    for override in (
+        "publish.channel=other",
+        "cluster.ray=auto",
+        "gate.teacher={}",
+        "schedule.deadline='07:00'",
+    ):
         recipe = load_recipe(recipe_file, [override])
         inputs = find_inputs(recipe, store)
         keys.add(corpus_stage(recipe, inputs.teacher, inputs.texts).key)

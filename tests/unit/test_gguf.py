@@ -13,14 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from tasks.errors import CheckpointError
-from tasks.models.checkpoint import (
-    GGUF_FILE,
-    copy_companions,
-    count_parameters,
-    describe_model,
-    load_config,
-    load_model,
-)
+from tasks.models.checkpoint import count_parameters, describe_model, load_model
+from tasks.models.folder import GGUF_FILE, copy_companions, load_config
 from tasks.models.quantized.integer import IntegerTensor
 from tasks.publish.load_check import Probe, check_loads
 from tasks.quantize.decoder_blocks import find_layout

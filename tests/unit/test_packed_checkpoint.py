@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from infra.storage import FileStore
 from tasks.errors import CheckpointError
-from tasks.models.checkpoint import (
-    count_parameters,
-    describe_model,
-    load_config,
-    load_model,
-    model_files,
-)
+from tasks.models.checkpoint import count_parameters, describe_model, load_model
+from tasks.models.folder import load_config, model_files
 from tasks.models.packed_checkpoint import load_packed, read_packed
+from tasks.models.quantized.integer import IntegerTensor
 from tasks.models.quantized.plain import PlainTensor
-from tasks.models.quantized_linear import BinaryLinear, Int8Linear
+from tasks.models.quantized_linear import BinaryLinear, Int8Linear, PackedLinear
 from tasks.models.quantized_tensor import QuantizedTensor
 from tasks.plugins import plugin_names
 from tasks.publish.load_check import Probe, check_loads
@@ -139,6 +136,70 @@ def test_it_loads_in_any_dtype_with_biases_and_an_untied_head(
     with torch.no_grad():
         got, expected = model(input_ids=IDS).logits, plain(input_ids=IDS).logits
     assert torch.nn.functional.cosine_similarity(got.float(), expected, dim=-1).min() > 0.99
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_packed_layers_give_the_same_logits(
+    bits: int, symmetric: bool, make_llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = make_llama(tie_word_embeddings=False, attention_bias=True, mlp_bias=True)
+    layout = find_layout(source, trust_remote_code=False)
+    names = [*layout.blocks[0], *layout.blocks[1], "lm_head.weight"]
+    weights = dict(read_tensors(source, names))
+    gate = "model.layers.1.mlp.gate_proj.weight"
+    tensors = absmax.quantize(
+        Block(weights, FP32), bits=bits, group_size=16, symmetric=symmetric
+    ) | {gate: absmax.round_weight(weights[gate], FP32, bits=8, group_size=16)}
+    nightpress.write(source, tmp_path, tensors, [], FP32)
+    packed = load_packed(tmp_path, "auto", trust_remote_code=False, packed=True)
+    plain = load_packed(tmp_path, "auto", trust_remote_code=False, packed=False)
+    kept = [name for name, layer in packed.named_modules() if isinstance(layer, PackedLinear)]
+    assert len(kept) == 14 and "lm_head" in kept and gate.removesuffix(".weight") not in kept
+    assert not any(isinstance(layer, PackedLinear) for layer in plain.modules())
+    held = sum(t.nbytes for t in packed.get_submodule(kept[0]).buffers() if t.dtype != FP32)
+    assert held <= weights[f"{kept[0]}.weight"].numel() * (bits + 1) / 8
+    with torch.no_grad():
+        got, expected = packed(input_ids=IDS).logits, plain(input_ids=IDS).logits
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    alone = load_packed(tmp_path, "auto", trust_remote_code=False)
+    with torch.no_grad():  # there is no GPU, so nothing stays packed
+        assert torch.cuda.is_available() or torch.equal(alone(input_ids=IDS).logits, expected)
+
+
+def test_weights_stay_packed_on_a_gpu_unless_a_dtype_is_asked_for(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.models.packed_checkpoint.pick_device", lambda: "cuda")
+    path = "layers.0.mlp.up_proj"
+    for dtype, kind in ("auto", PackedLinear), (FP32, torch.nn.Linear):
+        model = load_packed(packed, dtype, trust_remote_code=False)
+        assert isinstance(model.model.get_submodule(path), kind)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scale": torch.ones(64, 5)}, "expected a scale .64, groups., groups a divisor of 32"),
+        ({"scale": torch.ones(63, 2)}, "expected a scale"),
+        ({"zero": torch.zeros(64, 1, dtype=torch.int8)}, "expected an int8 zero point"),
+        ({"zero": torch.zeros(64, 2)}, "expected an int8 zero point"),
+    ],
+)
+def test_packed_parts_that_lie_are_an_error(
+    change: dict[str, torch.Tensor],
+    message: str,
+    tiny_llama: Path,
+    quantized: dict[str, QuantizedTensor],
+    tmp_path: Path,
+) -> None:
+    """Multiplied as they are, they would be read beyond their end."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    whole = quantized[name]
+    assert isinstance(whole, IntegerTensor)
+    nightpress.write(tiny_llama, tmp_path, quantized | {name: replace(whole, **change)}, [], FP32)
+    with pytest.raises(CheckpointError, match=message):
+        load_packed(tmp_path, FP32, trust_remote_code=False, packed=True)
 
 
 def test_its_own_modelling_code_runs_only_where_it_is_trusted(packed: Path) -> None:

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 from infra.local_executor import LocalExecutor
 from infra.storage import FileStore
 from tasks.errors import CheckpointError
-from tasks.models.checkpoint import copy_companions, describe_model
+from tasks.models.checkpoint import describe_model
+from tasks.models.folder import copy_companions
 from tasks.prune.pruning import prune
 from tasks.prune.shapes.allocation import Options, solve_widths
 from tasks.prune.shapes.padding import widen, zero_units

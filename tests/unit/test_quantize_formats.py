@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tasks.models.checkpoint import count_parameters, load_config, load_model
+from tasks.models.checkpoint import count_parameters, load_model
+from tasks.models.folder import load_config
 from tasks.models.quantized.integer import IntegerTensor
 from tasks.models.quantized_tensor import QuantizedTensor
 from tasks.quantize.checkpoint_tensors import cast, stored_names

@@ -66,6 +66,25 @@ def test_a_stage_runs_once_and_is_then_a_hit(space_of: Any) -> None:
     assert output.read_bytes() == b"ABC"
 
 
+def test_a_completion_tells_the_peak_memory_where_a_worker_ran(space_of: Any) -> None:
+    first, _ = space_of(letters("abc"))
+    assert first.peak_bytes > 2**20  # an interpreter at least
+    key = f"stages/letters/{letters('abc').key}/complete.json"
+    space_of.store.delete(key)
+    again, cached = space_of(letters("abc"))  # all units are stored: nobody works
+    assert not cached and again.peak_bytes is None
+
+
+def test_a_completion_of_before_peaks_were_measured_still_reads(space_of: Any) -> None:
+    first, _ = space_of(letters("abc"))
+    key = f"stages/letters/{letters('abc').key}/complete.json"
+    known = json.loads(space_of.store.read(key))
+    del known["peak_bytes"]
+    space_of.store.write(key, json.dumps(known).encode())
+    second, cached = space_of(letters("abc"))
+    assert cached and second == first.model_copy(update={"peak_bytes": None})
+
+
 def test_an_interrupted_stage_repeats_only_the_unit_that_was_lost(space_of: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         space_of(letters("ab!c"))

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tasks.models.checkpoint import pick_device
+from tasks.models.spreading import pick_device
 
 
 def initialize(folder: Path, seed: int, trust_remote_code: bool) -> Any:

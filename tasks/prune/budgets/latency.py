@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tasks.models.checkpoint import pick_device
+from tasks.models.spreading import pick_device
 from tasks.prune.budgets.room import config_of_shape
 from tasks.prune.shapes.stock_class import make_model
 from tasks.prune.units.units import Units

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tasks.models.checkpoint import load_config
+from tasks.models.folder import load_config
 from tasks.prune.shapes.absent import find_names, list_absent
 from tasks.prune.shapes.stock_class import name_class
 from tasks.prune.shapes.stock_config import FFN_WIDTHS, own_name, smaller_config

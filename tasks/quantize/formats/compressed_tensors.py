@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from kernels.group_quant.fused import pack
-from tasks.models.checkpoint import load_config
+from tasks.models.folder import load_config
 from tasks.models.quantized.float8 import Float8Tensor
 from tasks.models.quantized.integer import IntegerTensor
 from tasks.models.quantized_tensor import QuantizedTensor

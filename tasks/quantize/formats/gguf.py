@@ -24,7 +24,7 @@ from gguf import (
 from numpy.typing import NDArray
 
 from tasks.errors import CheckpointError
-from tasks.models.checkpoint import GGUF_FILE, load_config, read_config
+from tasks.models.folder import GGUF_FILE, load_config, read_config
 from tasks.models.quantized.integer import IntegerTensor
 from tasks.models.quantized.plain import PlainTensor
 from tasks.models.quantized_tensor import QuantizedTensor

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from tasks.models.checkpoint import load_config
+from tasks.models.folder import load_config
 from tasks.models.packed_checkpoint import save_packed
 from tasks.models.quantized.plain import PlainTensor
 from tasks.models.quantized_tensor import QuantizedTensor, effective_bits

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from tasks.models.checkpoint import load_config
+from tasks.models.folder import load_config
 from tasks.models.quantized_tensor import QuantizedTensor
 from tasks.quantize.checkpoint_tensors import cast, read_tensors, write_checkpoint
 

@@ -11,7 +11,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 from transformers import LlamaConfig
 
-from tasks.models.checkpoint import GGUF_FILE
+from tasks.models.folder import GGUF_FILE
 from tasks.models.quantized.integer import IntegerTensor
 from tasks.quantize.gguf_blocks import BLOCK, choose_type, pack_blocks
 from tasks.quantize.gguf_metadata import add_architecture
