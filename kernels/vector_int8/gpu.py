@@ -127,7 +127,7 @@ def _triton_kernels() -> tuple[Any, Any, Any]:
             quantized = tl.load(at, mask=is_token & inside[None, :], other=0)
             at = codes_ptr + output * num_columns + column[:, None]
             codes = tl.load(at, mask=is_output & inside[:, None], other=0)
-            total = tl.dot(quantized, codes, total)
+            total = tl.dot(quantized, codes, total, out_dtype=tl.int32)
         step = tl.load(step_ptr + token, mask=is_token, other=0.0)
         scale = tl.load(scale_ptr + output, mask=is_output, other=0.0).to(tl.float32)
         y = total.to(tl.float32) * step * scale
