@@ -27,8 +27,8 @@ demo: setup configs/demo/text/heldout.jsonl ## Run configs/quickstart.yaml from 
 test: setup configs/demo/text/heldout.jsonl ## Run all tests that this machine can run
 	$(BIN)/python -m pytest
 
-integration: setup configs/demo/text/heldout.jsonl ## Run the tests against real Ray, Prefect, DeepSpeed and S3 only
-	$(BIN)/python -m pytest -m integration
+integration: setup configs/demo/text/heldout.jsonl ## Run the tests against real Ray, Prefect, DeepSpeed and S3 only, the slow ones too
+	$(BIN)/python -m pytest -m integration --slow
 
 bench-prune: setup configs/demo/text/heldout.jsonl ## Measure pruning into docs/results.md; PARTS="quality memory" for some
 	$(BIN)/python -m tests.benchmarks.prune $(PARTS) --write

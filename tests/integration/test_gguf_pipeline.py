@@ -13,6 +13,7 @@ from tests.integration.pipeline import Workplace
 pytestmark = pytest.mark.integration
 
 
+@pytest.mark.slow
 def test_a_gguf_export_is_published_and_pulled(recipe_file: Path, tmp_path: Path) -> None:
     """Half the neurons are cut, and the rest has 4 bits by GPTQ."""
     raw = yaml.safe_load(recipe_file.read_text())

@@ -108,6 +108,7 @@ def test_serve_runs_a_night_when_its_time_has_come(tmp_path: Path, short_recipe:
     assert datetime.now(UTC) - started < timedelta(seconds=FIRES_WITHIN_S)
 
 
+@pytest.mark.slow
 def test_who_stops_serve_stops_the_night_that_runs(tmp_path: Path, endless_recipe: Path) -> None:
     place = Workplace(tmp_path / "served")
     process = place.start("serve", endless_recipe)
@@ -158,6 +159,7 @@ def test_a_night_that_is_skipped_says_so_in_prefect(
     assert state.message is not None and "another night is running: other" in state.message
 
 
+@pytest.mark.slow
 def test_a_worker_runs_the_nights_of_a_deployment(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, short_recipe: Path
 ) -> None:
