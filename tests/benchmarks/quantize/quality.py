@@ -18,7 +18,7 @@ GROUP: dict[str, int | None] = {"docs-lm": 64, "demo teacher": 64, "stories260K"
 BLOCK = 64
 """Weights per scale of NF4, which runs over the ends of rows."""
 CALIBRATED = ("gptq", "awq")
-"""Methods whose rows are measured with every seed."""
+"""Methods that are measured with every seed."""
 
 
 def list_rows(subject: Subject) -> Iterator[Row]:
@@ -58,6 +58,11 @@ def list_widths(bits: int, group: int | None) -> Iterator[Row]:
         yield Row(f"layer distillation {label}", "layer_distill", given)
 
 
+def is_repeated(row: Row) -> bool:
+    """Tell whether a row is measured with every seed; mixed precision takes minutes for one."""
+    return row.method in CALIBRATED and row.mixed_bits is None
+
+
 def run(subjects: list[Subject], scale: Scale) -> list[Table]:
     cells = Cells("quantize", "quality", scale.name)
     return [tabulate(cells, subject, scale) for subject in subjects]
@@ -74,7 +79,7 @@ def tabulate(cells: Cells, subject: Subject, scale: Scale) -> Table:
                 seed,
                 measure=partial(measure_row, row, subject, seed, scale),
             )
-            for seed in (scale.seeds if row.method in CALIBRATED else scale.seeds[:1])
+            for seed in (scale.seeds if is_repeated(row) else scale.seeds[:1])
         ]
         means = [statistics.mean(cell["nats"]) for cell in found]
         first = found[0]
