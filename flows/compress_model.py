@@ -21,8 +21,9 @@ from flows.run_record import (
     write_run,
 )
 from flows.stopping import DeadlineReached
+from tasks.distill_options import DistillOptions
 from tasks.inputs import Inputs, find_inputs
-from tasks.recipe import DistillOptions, Recipe
+from tasks.recipe import Recipe
 from tasks.records import CorpusRef, EvaluatedModel, Metrics, ModelKind, ModelRef, RunRecord
 from tasks.stage import Stage
 from tasks.stages import (

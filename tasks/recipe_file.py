@@ -8,10 +8,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from tasks.distill_options import DistillOptions
 from tasks.outside_code import find_source, is_outside
 from tasks.plugins import plugin_constant, plugin_names, resolve_options, uri_options
 from tasks.quantize.pairing import check_codes, check_pair
-from tasks.recipe import DistillOptions, Export, Recipe, Step
+from tasks.recipe import Export, Recipe, Step
 from tasks.recipe_parts import Plugin
 
 

@@ -6,10 +6,11 @@ is a hit never import torch or Ray. What says where, when or for whom (cluster, 
 
 from dataclasses import replace
 
+from tasks.distill_options import DistillOptions
 from tasks.outside_code import is_outside, source_digest
 from tasks.plugins import plugin_names, uri_options
 from tasks.prune_options import PruneOptions
-from tasks.recipe import DistillOptions, Export, Recipe
+from tasks.recipe import Export, Recipe
 from tasks.records import CorpusRef, ModelRef, TextRef
 from tasks.stage import Stage
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from infra.ray_cluster import RayExecutor
 from infra.storage import open_store
+from tasks.distill_options import DistillOptions
 from tasks.models.checkpoint import describe_model
-from tasks.recipe import DistillOptions
 from tasks.records import CorpusRef, ModelRef
 from tasks.stage import StageSpace
 

@@ -14,7 +14,7 @@ from tasks.distill.deepspeed_config import (
     learning_rate_at,
     split_batch,
 )
-from tasks.recipe import DistillOptions
+from tasks.distill_options import DistillOptions
 
 
 def make_options(**overrides: Any) -> dict[str, Any]:
