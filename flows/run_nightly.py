@@ -28,7 +28,7 @@ from flows.stopping import DeadlineReached, NightSkipped
 from infra.prefect_server import prefect_api
 from infra.settings import Settings, quiet_environment, read_settings
 from tasks.recipe import Recipe
-from tasks.recipe_file import resolve
+from tasks.recipe_file import load_recipe, resolve
 from tasks.records import RunRecord
 
 POOL_TYPE = "process"
@@ -51,6 +51,16 @@ def run_nightly(recipe: Recipe) -> RunRecord | State[Any]:
     if record.status in ("deadline", "refused"):
         return Completed(name=record.status.capitalize(), message=record.error, data=record)
     return record
+
+
+@flow(name="run recipe file", flow_run_name="{path}", persist_result=False)
+def run_recipe_file(path: str, overrides: list[str] | None = None) -> RunRecord | State[Any]:
+    """Run one night of the recipe that a file holds by then.
+
+    Args:
+        overrides: As `--set` takes them: `a.b=value`.
+    """
+    return run_nightly.fn(load_recipe(Path(path), overrides))
 
 
 def serve_recipe(recipe: Recipe) -> None:
