@@ -13,6 +13,13 @@ from tests.benchmarks.subjects import ROOT
 Cell = dict[str, Any]
 
 CODE = {
+    "data": (
+        "tasks/corpus/building.py",
+        "tasks/corpus/reading.py",
+        "tasks/corpus/labelling.py",
+        *(f"tasks/corpus/{kind}/*.py" for kind in ("sources", "generators", "labels", "filters")),
+    ),
+    "distill": ("tasks/distill/distillation.py", "tasks/distill/losses/*.py"),
     "prune": ("tasks/prune/pruning.py", "tasks/prune/criteria/*.py"),
     "quantize": ("tasks/quantize/quantization.py", "tasks/quantize/methods/*.py"),
 }

@@ -1,0 +1,9 @@
+"""Measure distillation: `python -m tests.benchmarks.distill [PART ...] [--smoke] [--write]`."""
+
+from tests.benchmarks.distill.scale import FULL, SMOKE
+from tests.benchmarks.running import run_benchmark
+
+PARTS = ("loss_memory",)
+
+if __name__ == "__main__":
+    run_benchmark("distill", PARTS, FULL, SMOKE)
