@@ -23,6 +23,18 @@ def load_blocks(folder: Path) -> Blocks:
     return Blocks(**load_file(folder / "blocks.safetensors"))
 
 
+def next_tokens(
+    ids_BT: torch.Tensor, loss_mask_BT: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return each position's label, and 1 where it is to be learned, both [B, T].
+
+    The last position of a block has no token after it; it is masked rather than cut off.
+    """
+    learned_BT = loss_mask_BT.roll(-1, dims=1)
+    learned_BT[:, -1] = 0
+    return ids_BT.roll(-1, dims=1), learned_BT
+
+
 def derive_seed(*parts: int) -> int:
     """Return a seed for a unit of work, unrelated to those of its neighbours."""
     return int(digest_of(list(parts))[:15], 16)

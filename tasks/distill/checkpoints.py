@@ -11,6 +11,7 @@ only where their digests are those that the marker names.
 from __future__ import annotations
 
 import json
+import math
 import re
 import tempfile
 from pathlib import Path
@@ -28,6 +29,7 @@ TAG = "state"
 """DeepSpeed's name for the folder that it writes."""
 CURVE = "loss_curve.json"
 NUM_KEPT = 2
+"""Newest checkpoints that are kept, the best one besides."""
 
 
 def upload_folder(store: Store, folder: Path, prefix: str) -> dict[str, str]:
@@ -57,13 +59,19 @@ def download_files(store: Store, files: dict[str, str], prefix: str, folder: Pat
 
 
 def save_checkpoint(
-    engine: Any, store: Store, prefix: str, launch: str, curve: list[dict[str, Any]]
+    engine: Any,
+    store: Store,
+    prefix: str,
+    launch: str,
+    curve: list[dict[str, Any]],
+    every_steps: int,
 ) -> None:
     """Save the state after `len(curve)` steps; called on all ranks, and all take part.
 
     Args:
         prefix: The stage's folder in the store.
         launch: Id of this launch of the group, the same on all ranks.
+        every_steps: Steps between checkpoints.
     """
     name = f"{prefix}/checkpoints/{len(curve):08d}"
     with tempfile.TemporaryDirectory(prefix="nightpress-") as folder:
@@ -78,7 +86,7 @@ def save_checkpoint(
         files = {key: digest for shard in shards for key, digest in shard.items()}
         marker = {"launch": launch, "world_size": len(shards), "files": files}
         store.create(f"{name}.json", json.dumps(marker, indent=1).encode())
-        delete_older(store, prefix)
+        delete_older(store, prefix, curve, every_steps)
 
 
 def load_newest(engine: Any, store: Store, prefix: str) -> list[dict[str, Any]]:
@@ -110,19 +118,47 @@ def newest_marker(store: Store, prefix: str) -> str | None:
     return max(_markers(store, prefix), default=None)
 
 
+def best_marker(
+    store: Store, prefix: str, curve: list[dict[str, Any]], every_steps: int
+) -> tuple[str, float] | None:
+    """Return the key of the best checkpoint's marker, and its loss: the mean over the steps that
+    were taken from there to the next one. The newest, from which none was, is not among them."""
+    losses = {}
+    for key in _markers(store, prefix):
+        after = [point["loss"] for point in curve[steps_of(key) :][:every_steps]]
+        if after and math.isfinite(sum(after)):
+            losses[key] = sum(after) / len(after)
+    return min(losses.items(), key=lambda item: (item[1], item[0]), default=None)
+
+
+def steps_of(marker: str) -> int:
+    """Return the steps after which a checkpoint was saved."""
+    return int(marker.rpartition("/")[2].removesuffix(".json"))
+
+
 def _markers(store: Store, prefix: str) -> list[str]:
     keys = store.list(f"{prefix}/checkpoints/")
     return [key for key in keys if re.fullmatch(r"\d{8}\.json", key.rpartition("/")[2])]
 
 
-def delete_older(store: Store, prefix: str) -> None:
-    """Delete all checkpoints, complete or not, that are older than the newest NUM_KEPT."""
-    kept = sorted(_markers(store, prefix))[-NUM_KEPT:]
-    delete_checkpoints(store, prefix, before=kept[0])
+def delete_older(store: Store, prefix: str, curve: list[dict[str, Any]], every_steps: int) -> None:
+    """Delete all checkpoints, complete or not, that are older than the newest NUM_KEPT; of them
+    the best one stays."""
+    newest = sorted(_markers(store, prefix))[-NUM_KEPT:]
+    best = best_marker(store, prefix, curve, every_steps)
+    delete_checkpoints(store, prefix, before=newest[0], spared=best[0] if best else None)
 
 
-def delete_checkpoints(store: Store, prefix: str, before: str = "~") -> None:
-    """Delete every key below `checkpoints/` that sorts before `before`; markers go first."""
-    older = [key for key in store.list(f"{prefix}/checkpoints/") if key < before]
+def delete_checkpoints(
+    store: Store, prefix: str, before: str = "~", spared: str | None = None
+) -> None:
+    """Delete every key below `checkpoints/` that sorts before `before`; markers go first.
+
+    Args:
+        spared: Marker of a checkpoint that stays.
+    """
+    stays = (spared, f"{spared.removesuffix('.json')}/") if spared else ()
+    keys = store.list(f"{prefix}/checkpoints/")
+    older = [key for key in keys if key < before and not key.startswith(stays)]
     for key in sorted(older, key=lambda key: not key.endswith(".json")):
         store.delete(key)

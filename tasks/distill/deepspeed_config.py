@@ -13,6 +13,14 @@ FINAL_FRACTION = 0.1
 BUCKET_ELEMENTS = 50_000_000
 """Gradients reduced at once; DeepSpeed's own default would claim 2 GB on each worker."""
 
+STAGE_3 = {
+    "stage3_param_persistence_threshold": 100_000,
+    "stage3_max_live_parameters": 10**9,
+    "stage3_max_reuse_distance": 10**9,
+}
+"""In elements: parameters that stay on every rank because they are small; how many are whole at a
+time; and how soon one must be needed again to stay whole till then."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -77,24 +85,57 @@ def learning_rate_at(step: int, num_steps: int, peak: float, warmup: float) -> f
     return peak * (FINAL_FRACTION + (1 - FINAL_FRACTION) * cosine)
 
 
+def check_precision(dtype: str, device: str) -> None:
+    """Make sure that the device trains in a type.
+
+    Args:
+        device: `cpu` or `cuda`.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if dtype == "float16" and device == "cpu":
+        raise ValueError(
+            "distill: dtype: float16 trains on GPUs only, got cluster.gpus_per_worker: 0; "
+            "use bfloat16 or float32"
+        )
+
+
 def deepspeed_config(options: dict[str, Any], batch: Batch) -> dict[str, Any]:
     """Return DeepSpeed's configuration for a recipe's distillation options.
 
     The optimiser is torch's AdamW, handed over: DeepSpeed's own would be compiled on first use.
-    In bfloat16, ZeRO 0 becomes 1: DeepSpeed's unpartitioned bf16 optimiser takes a step of zero
-    gradients before the first, which spoils Adam's bias correction.
+    In 16 bits and with offload, ZeRO 0 becomes 1: DeepSpeed's unpartitioned bf16 optimiser takes a
+    step of zero gradients before the first, which spoils Adam's bias correction, and only what is
+    partitioned is offloaded.
     """
-    bf16 = options["dtype"] == "bfloat16"
+    offload = options["offload"]
+    partitioned = offload != "none" or options["dtype"] != "float32"
+    zero: dict[str, Any] = STAGE_3 | {
+        "stage": max(options["zero_stage"], 1 if partitioned else 0),
+        "reduce_bucket_size": BUCKET_ELEMENTS,
+        "allgather_bucket_size": BUCKET_ELEMENTS,
+    }
+    if offload != "none":
+        zero["offload_optimizer"] = {"device": offload}
+    return _shared(options, batch) | {
+        "gradient_clipping": options["clip_norm"],
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+def frozen_config(options: dict[str, Any], batch: Batch) -> dict[str, Any]:
+    """Return DeepSpeed's configuration for a teacher that ZeRO-3 partitions over the ranks."""
+    return _shared(options, batch) | {"zero_optimization": STAGE_3 | {"stage": 3}}
+
+
+def _shared(options: dict[str, Any], batch: Batch) -> dict[str, Any]:
     return {
         "train_batch_size": batch.num_blocks,
         "train_micro_batch_size_per_gpu": batch.micro_blocks,
         "gradient_accumulation_steps": batch.num_accumulated,
-        "gradient_clipping": options["clip_norm"],
-        "zero_optimization": {
-            "stage": max(options["zero_stage"], 1 if bf16 else 0),
-            "reduce_bucket_size": BUCKET_ELEMENTS,
-            "allgather_bucket_size": BUCKET_ELEMENTS,
-        },
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": bf16},
+        "bf16": {"enabled": options["dtype"] == "bfloat16"},
+        "fp16": {"enabled": options["dtype"] == "float16"},
     }

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.digests import digest_file
 from tasks.distill.checkpoints import download_files
-from tasks.distill.deepspeed_config import count_steps, split_batch
-from tasks.distill.objective import build_terms
+from tasks.distill.deepspeed_config import check_precision, count_steps, split_batch
+from tasks.distill.job import TrainingJob
 from tasks.distill.progress import followed_progress
-from tasks.distill.training import TrainingJob, train_on_rank
+from tasks.distill.teacher_logits.shard import Origin, digest_vocabulary
+from tasks.distill.training import train_on_rank
+from tasks.distill_options import needs_a_teacher
 from tasks.errors import ClusterError, TrainingError
 from tasks.models.checkpoint import describe_model, load_tokenizer
 from tasks.models.folder import load_config
-from tasks.records import CorpusRef, ModelRef
+from tasks.records import CorpusRef, ModelRef, TeacherLogitsRef
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +32,7 @@ def distill(
     teacher: ModelRef,
     student: ModelRef,
     corpus: CorpusRef,
+    teacher_logits: TeacherLogitsRef | None = None,
     prepare: Callable[[Any], None] | None = None,
 ) -> ModelRef:
     """Train on a process group of `world_size` ranks and write the trained student to `space.out`.
@@ -38,31 +41,41 @@ def distill(
     checkpoint below the stage's prefix, and is not repeated once it is done.
 
     Args:
+        teacher_logits: Read in place of running the teacher.
         prepare: Called on each rank with the student before it is trained.
 
     Raises:
-        ValueError: the batch does not divide over the ranks, or the tokenizers differ.
+        ValueError: the batch does not divide over the ranks, the device does not train in the
+            type, or the tokenizers differ.
         ClusterError: ranks failed more often than they may.
-        TrainingError: the loss is not a number any more.
+        TrainingError: the run has diverged, or its numbers are no numbers any more.
     """
+    check_precision(options["dtype"], options["device"])
     batch = split_batch(
         options["batch_blocks"], options["micro_batch_blocks"], options["world_size"]
     )
     num_steps = count_steps(options["num_tokens"], batch.num_blocks, corpus.block_tokens)
-    towards_teacher = any(term.needs_teacher for term in build_terms(options["losses"]))
-    vocab_size = None
-    if towards_teacher:
-        vocab_size = shared_vocab_size(space.local(teacher.uri), space.local(student.uri))
+    towards_teacher = any(needs_a_teacher(loss["name"]) for loss in options["losses"])
+    # Whatever the losses: the corpus is in the teacher's tokens.
+    shared = shared_vocab_size(space.local(teacher.uri), space.local(student.uri))
+    vocab_size = shared if towards_teacher else None
+    origin = None
+    if teacher_logits:
+        vocab_size = teacher_logits.vocab_size
+        vocabulary = digest_vocabulary(load_tokenizer(space.local(student.uri)))
+        origin = Origin(teacher.digest, vocabulary, corpus.digest)
     job = TrainingJob(
         store=space.store,
         prefix=space.prefix,
         localize=space.localizer,
         options=options,
-        teacher_uri=teacher.uri if towards_teacher else None,
+        teacher_uri=teacher.uri if towards_teacher and not teacher_logits else None,
         student_uri=student.uri,
         corpus_uri=corpus.uri,
         vocab_size=vocab_size,
         num_steps=num_steps,
+        teacher_logits_uri=teacher_logits.uri if teacher_logits else None,
+        teacher_logits_origin=origin,
         prepare=prepare,
     )
     if not space.store.exists(f"{space.prefix}/trained.json"):
@@ -78,6 +91,7 @@ def distill(
         final_loss=round(trained["final_loss"], 6),
         num_steps=num_steps,
         tokens=num_steps * batch.num_blocks * corpus.block_tokens,
+        **trained["facts"],
     )
 
 
@@ -111,8 +125,8 @@ def shared_vocab_size(teacher: Path, student: Path) -> int | None:
         if tokens[0] != tokens[1]:
             raise ValueError(
                 f"distill: teacher and student have different tokenizers ({len(tokens[0])} and "
-                f"{len(tokens[1])} tokens), so their logits cannot be compared; expected one "
-                "tokenizer for both: use cross_entropy alone, or a student of the teacher's family"
+                f"{len(tokens[1])} tokens), and the corpus is in the teacher's tokens; "
+                "expected one tokenizer for both: choose a student with the teacher's"
             )
     sizes = {load_config(folder)["vocab_size"] for folder in (teacher, student)}
     return len(load_tokenizer(teacher)) if len(sizes) > 1 else None

@@ -1,71 +1,88 @@
-"""What training minimises: loss plugins, each with its weight, over one shared pass.
+"""What training minimises: loss plugins, each with its weight, over one pass of both models.
 
-Shapes: B blocks of T tokens, vocabulary V, N = B T.
+Shapes: B blocks of T tokens, N = B T, vocabulary V.
 """
 
-import sys
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
-from tasks.plugins import load_plugin
+from kernels.chunked_kd.naive import Term
+from tasks.distill_options import needs_a_teacher
+from tasks.outside_code import import_function, is_outside
+from tasks.plugins import load_plugin, plugin_constant
+
+Compare = Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Term:
+class Loss:
     """One weighted loss of the sum."""
 
     label: str
     """Its name in the loss curve."""
     weight: float
-    loss: Callable[..., torch.Tensor]
-    """(student logits [N, V], teacher logits [N, V] or None, labels [N]) -> losses [N]."""
+    over: str
+    """What it looks at: `logits`, `hidden_states` or `attentions`."""
     needs_teacher: bool
+    term: Term | None = None
+    """Over logits: what the kernel computes."""
+    compare: Compare | None = None
+    """Over anything else: (student's layers, teacher's layers) -> losses [B, T]."""
 
 
-def build_terms(losses: list[dict[str, Any]]) -> list[Term]:
-    """Load the plugins that a recipe's `losses` name; a plugin named twice is numbered."""
-    names = [chosen["name"] for chosen in losses]
-    terms = []
-    for index, chosen in enumerate(losses):
-        loss = load_plugin("loss", chosen["name"])
-        doubled = names.count(chosen["name"]) > 1
-        terms.append(
-            Term(
-                label=f"{chosen['name']}_{index}" if doubled else chosen["name"],
-                weight=chosen["weight"],
-                loss=partial(loss, **chosen["options"]),
-                needs_teacher=sys.modules[loss.__module__].NEEDS_TEACHER,
+@dataclass(frozen=True)
+class Objective:
+    losses: tuple[Loss, ...]
+
+    @property
+    def labels(self) -> list[str]:
+        return [loss.label for loss in self.losses]
+
+    @property
+    def weights(self) -> list[float]:
+        return [loss.weight for loss in self.losses]
+
+    def over(self, what: str) -> list[int]:
+        """Places of the losses that look at something."""
+        return [place for place, loss in enumerate(self.losses) if loss.over == what]
+
+    @property
+    def compares_logits(self) -> bool:
+        return any(self.losses[place].needs_teacher for place in self.over("logits"))
+
+    def outputs(self) -> dict[str, bool]:
+        """Keyword arguments that let a transformers model return what the losses look at."""
+        kinds = ("hidden_states", "attentions")
+        return {f"output_{what}": True for what in kinds if self.over(what)}
+
+
+def build_objective(chosen: Sequence[dict[str, Any]]) -> Objective:
+    """Load the losses that a recipe names; one that is named twice is numbered."""
+    names = [loss["name"] for loss in chosen]
+    return Objective(
+        tuple(
+            build_loss(
+                loss, f"{loss['name']}_{place}" if names.count(loss["name"]) > 1 else loss["name"]
             )
+            for place, loss in enumerate(chosen)
         )
-    return terms
+    )
 
 
-def sum_terms(
-    terms: list[Term],
-    student_logits_BTV: torch.Tensor,
-    teacher_logits_BTV: torch.Tensor | None,
-    ids_BT: torch.Tensor,
-    loss_mask_BT: torch.Tensor,
-) -> torch.Tensor:
-    """Sum each term, unweighted, over the learned tokens: [num_terms].
-
-    Logits at a position are held against the token after it. The last position of a block has
-    none; it is masked rather than cut off, which would copy the logits.
-    """
-    labels_N = ids_BT.roll(-1, dims=1).flatten()
-    learned_N = learned_positions(loss_mask_BT).flatten()
-    student_NV = student_logits_BTV.flatten(0, 1)
-    teacher_NV = None if teacher_logits_BTV is None else teacher_logits_BTV.flatten(0, 1)
-    sums = [(t.loss(student_NV, teacher_NV, labels_N) * learned_N).sum() for t in terms]
-    return torch.stack(sums)
-
-
-def learned_positions(loss_mask_BT: torch.Tensor) -> torch.Tensor:
-    """1 where the next token is to be learned, [B, T]."""
-    learned_BT = loss_mask_BT.roll(-1, dims=1)
-    learned_BT[:, -1] = 0
-    return learned_BT
+def build_loss(chosen: dict[str, Any], label: str) -> Loss:
+    name, weight = chosen["name"], chosen["weight"]
+    needs_teacher = needs_a_teacher(name)
+    if is_outside(name):
+        term = Term("function", function=import_function(name))
+        return Loss(label, weight, "logits", needs_teacher, term=term)
+    function, over = load_plugin("loss", name), plugin_constant("loss", name, "OVER")
+    if over == "logits":
+        return Loss(label, weight, over, needs_teacher, term=function(**chosen["options"]))
+    compare = partial(function, **chosen["options"])
+    return Loss(label, weight, over, needs_teacher, compare=compare)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.distill.distillation import distill
 from tasks.distill.rounding import round_in_forward
 from tasks.quantize.decoder_blocks import check_layout, find_layout
-from tasks.records import CorpusRef, ModelRef
+from tasks.records import CorpusRef, ModelRef, TeacherLogitsRef
 
 if TYPE_CHECKING:
     from tasks.stage import StageSpace
@@ -21,6 +21,7 @@ def distill_rounded(
     teacher: ModelRef,
     student: ModelRef,
     corpus: CorpusRef,
+    teacher_logits: TeacherLogitsRef | None = None,
 ) -> ModelRef:
     """Distill as `distill` does, through the rounding that `options["rounding"]` describes.
 
@@ -39,5 +40,6 @@ def distill_rounded(
         teacher=teacher,
         student=student,
         corpus=corpus,
+        teacher_logits=teacher_logits,
         prepare=partial(round_in_forward, rounding),
     )

@@ -1,15 +1,18 @@
 """What every file in tasks/distill/losses must keep to."""
 
 import inspect
-import sys
 from typing import Any
 
 import pytest
 import torch
 
-from tasks.plugins import load_plugin, plugin_names, resolve_options
+from kernels.chunked_kd import naive
+from kernels.chunked_kd.naive import Term
+from tasks.distill_options import needs_a_teacher
+from tasks.plugins import load_plugin, plugin_constant, plugin_names, resolve_options
 
 NUM_TOKENS, VOCAB = 6, 13
+LABELS = torch.arange(NUM_TOKENS) * 2 % VOCAB
 
 
 @pytest.fixture(params=plugin_names("loss"))
@@ -17,44 +20,52 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def draw(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, NUM_TOKENS, VOCAB, generator=generator).to(dtype)
-    labels = torch.randint(VOCAB, (NUM_TOKENS,), generator=generator)
-    return {"student_logits": logits[0], "teacher_logits": logits[1], "labels": labels}
+def over(name: str) -> str:
+    return str(plugin_constant("loss", name, "OVER"))
 
 
-def needs_teacher(name: str) -> bool:
-    return bool(sys.modules[load_plugin("loss", name).__module__].NEEDS_TEACHER)
+def draw(name: str, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """What one model shows of a block: logits [N, V], hidden states or attention scores."""
+    shape = {"logits": (NUM_TOKENS, VOCAB), "hidden_states": (1, NUM_TOKENS, VOCAB)}
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(shape.get(over(name), (1, 2, NUM_TOKENS, NUM_TOKENS)), generator=generator)
+    return drawn.to(dtype)
 
 
-def call(name: str, **tensors: Any) -> torch.Tensor:
-    if not needs_teacher(name):
-        tensors["teacher_logits"] = None
-    got = load_plugin("loss", name)(**tensors, **resolve_options("loss", name, {}))
+def call(name: str, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """One loss for each of NUM_TOKENS tokens."""
+    loss, options = load_plugin("loss", name), resolve_options("loss", name, {})
+    if over(name) == "logits":
+        term = loss(**options)
+        assert isinstance(term, Term)
+        return naive.losses(student, teacher if needs_a_teacher(name) else None, LABELS, [term])[0]
+    if over(name) == "attentions":
+        student, teacher = student.softmax(-1), teacher.softmax(-1)
+    got = loss([student], [teacher], **options)
     assert isinstance(got, torch.Tensor)
-    return got
+    return got[0]
 
 
-def test_takes_three_tensors_and_keyword_options(name: str) -> None:
+def test_says_what_it_is(name: str) -> None:
+    assert over(name) in ("logits", "hidden_states", "attentions")
+    assert isinstance(needs_a_teacher(name), bool)
     parameters = inspect.signature(load_plugin("loss", name)).parameters.values()
     positional = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
-    assert positional == ["student_logits", "teacher_logits", "labels"]
+    assert positional == ([] if over(name) == "logits" else ["student", "teacher"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gives_a_finite_fp32_loss_per_token(name: str, dtype: torch.dtype) -> None:
-    got = call(name, **draw(dtype))
+    got = call(name, draw(name, 0, dtype), draw(name, 1, dtype))
     assert got.shape == (NUM_TOKENS,)
-    assert got.dtype is torch.float32
     assert got.isfinite().all()
+    if over(name) == "logits":
+        assert got.dtype is torch.float32
 
 
-def test_stays_finite_on_extreme_logits(name: str) -> None:
-    tensors = draw()
-    tensors["student_logits"] = tensors["student_logits"] * 1e4
-    student = tensors["student_logits"].requires_grad_()
-    got = call(name, **tensors)
+def test_stays_finite_on_extreme_values(name: str) -> None:
+    student = (draw(name, 0) * 1e4).requires_grad_()
+    got = call(name, student, draw(name, 1))
     got.sum().backward()
     assert got.isfinite().all()
     assert student.grad is not None
@@ -62,33 +73,59 @@ def test_stays_finite_on_extreme_logits(name: str) -> None:
 
 
 def test_each_token_stands_for_itself(name: str) -> None:
-    tensors = draw()
-    before = call(name, **tensors)
-    tensors["student_logits"] = tensors["student_logits"].clone()
-    tensors["student_logits"][0, 0] += 1.0
-    after = call(name, **tensors)
+    student, teacher = draw(name, 0), draw(name, 1)
+    before = call(name, student, teacher)
+    student[..., 0, 0] += 1.0
+    after = call(name, student, teacher)
     assert before[0] != after[0]
     assert torch.equal(before[1:], after[1:])
 
 
 def test_descending_its_gradient_lowers_it(name: str) -> None:
-    tensors = draw(torch.float32)
-    student = tensors["student_logits"].clone().requires_grad_()
-    before = call(name, **(tensors | {"student_logits": student}))
+    student, teacher = draw(name, 0).requires_grad_(), draw(name, 1)
+    before = call(name, student, teacher)
     (slope,) = torch.autograd.grad(before.sum(), student)
-    after = call(name, **(tensors | {"student_logits": student.detach() - 1e-2 * slope}))
+    after = call(name, student.detach() - 1e-2 * slope, teacher)
     assert after.sum() < before.sum()
 
 
-def test_says_whether_it_needs_the_teacher(name: str) -> None:
-    if not needs_teacher(name):
+def test_is_zero_where_the_student_is_the_teacher(name: str) -> None:
+    if not needs_a_teacher(name):
         return
-    tensors = draw()
-    before = call(name, **tensors)
-    tensors["teacher_logits"] = tensors["teacher_logits"].roll(1, dims=-1)
-    assert not torch.equal(before, call(name, **tensors))
+    same, other = draw(name, 0), draw(name, 1)
+    assert call(name, same, same).abs().max() < 1e-6
+    assert (call(name, same, other) > 1e-3).all()
+
+
+def test_says_whether_a_store_serves_it(name: str) -> None:
+    """Stored teacher logits hold probabilities of a few tokens, and nothing else."""
+    stored = naive.StoredTeacher(
+        ids=torch.arange(3).expand(NUM_TOKENS, 3),
+        log_probs=torch.full((NUM_TOKENS, 3), 0.25).log(),
+        log_tail=torch.full((NUM_TOKENS,), 0.25).log(),
+    )
+    loss, options = load_plugin("loss", name), resolve_options("loss", name, {})
+    served = over(name) == "logits"
+    if served:
+        try:
+            naive.losses(draw(name, 0), stored, LABELS, [loss(**options)])
+        except ValueError:
+            served = False
+    assert served == plugin_constant("loss", name, "FROM_STORE")
 
 
 def test_states_its_formula(name: str) -> None:
     doc = inspect.getdoc(load_plugin("loss", name)) or ""
     assert "=" in doc.splitlines()[0]
+
+
+def test_options_have_their_limits() -> None:
+    bad: list[tuple[str, dict[str, Any]]] = [
+        ("forward_kl", {"temperature": 0}),
+        ("jsd", {"beta": 1.0}),
+        ("hidden_mse", {"layers": "some"}),
+        ("cross_entropy", {"temperature": 2.0}),
+    ]
+    for name, options in bad:
+        with pytest.raises(ValueError, match=next(iter(options))):
+            resolve_options("loss", name, options)

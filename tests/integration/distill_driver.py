@@ -36,7 +36,7 @@ def make_options(**overrides: Any) -> dict[str, Any]:
         "weight_decay": 0.01,
         "checkpoint_steps": 4,
     }
-    more = {"seed": 0, "world_size": 2, "threads": 1, "trust_remote_code": False}
+    more = {"seed": 0, "world_size": 2, "threads": 1, "trust_remote_code": False, "device": "cpu"}
     return DistillOptions(**(options | overrides)).model_dump() | more
 
 

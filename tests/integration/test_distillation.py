@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,8 +22,9 @@ from infra.ray_cluster import RayExecutor
 from infra.storage import FileStore, localize
 from tasks.distill.checkpoints import newest_marker
 from tasks.distill.distillation import shared_vocab_size
+from tasks.distill.job import TrainingJob
 from tasks.distill.rounding import round_in_forward
-from tasks.distill.training import TrainingJob, train_on_rank
+from tasks.distill.training import train_on_rank
 from tasks.errors import CheckpointError
 from tasks.models.checkpoint import load_model
 from tasks.quantize.decoder_blocks import find_blocks, linear_weights
@@ -298,8 +300,29 @@ def test_a_loss_that_is_no_number_stops_with_a_remedy(
     )
     assert failure is not None
     assert "learning rate" in failure
-    assert "is kept" in failure
+    assert "checkpoint" in failure
     assert "try a smaller learning_rate" in failure
+    assert not store.exists(f"{PREFIX}/trained.json")
+
+
+def test_a_diverging_run_stops_and_keeps_its_best_checkpoint(
+    process_group: None,
+    folders: tuple[Path, Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tasks.distill.divergence.DIVERGED_STEPS", 4)
+    store = FileStore(f"file://{tmp_path}")
+    how = {"learning_rate": 1.0, "clip_norm": 1e6, "warmup": 0.0}
+    failure = train_alone(store, folders, 20, batch_blocks=16, checkpoint_steps=1, **how)
+    assert failure is not None
+    assert "above 3 times its best" in failure
+    assert f"is kept at {store.uri}/{PREFIX}/checkpoints/00000001" in failure
+    kept = sorted(
+        Path(key).stem for key in store.list(PREFIX) if re.search(r"checkpoints/\d+\.json$", key)
+    )
+    assert kept[0] == "00000001"
+    assert len(kept) == 3
     assert not store.exists(f"{PREFIX}/trained.json")
 
 

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from tasks.distill.blocks import batch_rows
 from tasks.distill.deepspeed_config import (
+    check_precision,
     count_steps,
     deepspeed_config,
+    frozen_config,
     learning_rate_at,
     split_batch,
 )
@@ -93,12 +95,30 @@ def test_deepspeed_config_states_the_recipe() -> None:
     assert config["bf16"] == {"enabled": False}
 
 
-def test_bfloat16_is_never_unpartitioned() -> None:
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_what_is_partitioned_by_need(zero_stage: int) -> None:
+    """16 bits and offload need ZeRO 1 at least; only the chosen type is on."""
     batch = split_batch(16, 8, 2)
-    half = make_options(zero_stage=0, dtype="bfloat16")
-    assert deepspeed_config(half, batch)["zero_optimization"]["stage"] == 1
-    full = make_options(zero_stage=0)
-    assert deepspeed_config(full, batch)["zero_optimization"]["stage"] == 0
+    for how in ({}, {"dtype": "bfloat16"}, {"dtype": "float16"}, {"offload": "cpu"}):
+        config = deepspeed_config(make_options(zero_stage=zero_stage, **how), batch)
+        zero = config["zero_optimization"]
+        assert zero["stage"] == max(zero_stage, 1 if how else 0)
+        assert ("offload_optimizer" in zero) == ("offload" in how)
+        assert config["bf16"]["enabled"] == (how.get("dtype") == "bfloat16")
+        assert config["fp16"]["enabled"] == (how.get("dtype") == "float16")
+    assert frozen_config(make_options(), batch)["zero_optimization"]["stage"] == 3
+
+
+def test_float16_is_refused_on_a_cpu() -> None:
+    with pytest.raises(ValueError, match=r"gpus_per_worker: 0; use bfloat16"):
+        check_precision("float16", "cpu")
+    check_precision("float16", "cuda")
+    check_precision("bfloat16", "cpu")
+
+
+def test_four_bits_are_not_spread() -> None:
+    with pytest.raises(ValueError, match="got trainable: qlora"):
+        make_options(zero_stage=3, trainable="qlora")
 
 
 def test_deepspeed_compiles_nothing_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

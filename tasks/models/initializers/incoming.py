@@ -1,11 +1,10 @@
 """The student starts from the weights of the step before: pruned, or distilled already."""
 
-from pathlib import Path
-from typing import Any
-
 from tasks.models.checkpoint import load_model
+from tasks.models.initializer_context import InitializerContext, Student
 
 
-def initialize(folder: Path, seed: int, trust_remote_code: bool) -> Any:
+def initialize(context: InitializerContext) -> Student:
     """Load the incoming model, in fp32."""
-    return load_model(folder, trust_remote_code=trust_remote_code, spread=False)
+    trusted = context.trust_remote_code
+    return Student(load_model(context.folder, trust_remote_code=trusted, spread=False), {})
