@@ -4,7 +4,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check integration bench-prune bench-quantize clean
+.PHONY: help setup demo test check integration bench-data bench-prune bench-distill bench-quantize clean
 
 help: ## Print the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -25,13 +25,20 @@ demo: setup configs/demo/text/heldout.jsonl ## Run configs/quickstart.yaml from 
 	$(BIN)/nightpress run configs/quickstart.yaml
 
 test: setup configs/demo/text/heldout.jsonl ## Run all tests that this machine can run
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile tests/unit tests/conformance tests/gpu
+	$(BIN)/python -m pytest tests/integration tests/browser
 
 integration: setup configs/demo/text/heldout.jsonl ## Run the tests against real Ray, Prefect, DeepSpeed and S3 only, the slow ones too
 	$(BIN)/python -m pytest -m integration --slow
 
+bench-data: setup configs/demo/text/heldout.jsonl ## Measure training data into docs/results.md; PARTS="dedup" for some
+	$(BIN)/python -m tests.benchmarks.data $(PARTS) --write
+
 bench-prune: setup configs/demo/text/heldout.jsonl ## Measure pruning into docs/results.md; PARTS="quality memory" for some
 	$(BIN)/python -m tests.benchmarks.prune $(PARTS) --write
+
+bench-distill: setup configs/demo/text/heldout.jsonl ## Measure distillation into docs/results.md; PARTS="loss_memory" for some
+	$(BIN)/python -m tests.benchmarks.distill $(PARTS) --write
 
 bench-quantize: setup configs/demo/text/heldout.jsonl ## Measure quantization into docs/results.md; PARTS="quality gptq_time" for some
 	$(BIN)/python -m tests.benchmarks.quantize $(PARTS) --write
@@ -41,7 +48,7 @@ check: setup ## Format, lint, types, import layers, unit tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q tests/unit tests/conformance
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile tests/unit tests/conformance
 
 clean: ## Remove the virtual environment, the state folder and the demo's text
 	rm -rf .venv .nightpress configs/demo/text

@@ -35,7 +35,9 @@ def list_command(store: StoreUri = None, as_json: AsJson = False) -> None:
 @app.command()
 def show(reference: Reference, store: StoreUri = None, as_json: AsJson = False) -> None:
     """Show one artifact: its metrics, the gate's evidence, and where it came from."""
+    from flows.corpus_tables import print_data_manifest
     from flows.tables import print_manifest
+    from tasks.publish.manifest import Manifest
     from tasks.publish.references import show as find_manifest
     from tasks.publish.signing import describe_signature
 
@@ -45,7 +47,10 @@ def show(reference: Reference, store: StoreUri = None, as_json: AsJson = False) 
     if as_json:
         emit(manifest.model_dump(mode="json") | {"signature": signed})
     else:
-        print_manifest(manifest)
+        if isinstance(manifest, Manifest):
+            print_manifest(manifest)
+        else:
+            print_data_manifest(manifest)
         print(f"signed: {signed or 'no'}")
 
 
@@ -98,10 +103,12 @@ def promote(
     """Make a channel serve an artifact that is in the store, whatever it served before."""
     from tasks.publish.channels import promote as promote_artifact
     from tasks.publish.references import show as find_manifest
+    from tasks.report.catalogue import write_catalogue
 
     place = store_at(store)
     manifest = find_manifest(place, reference)
     entry = promote_artifact(place, manifest, channel, getpass.getuser(), why)
+    write_catalogue(place)
     print_entry(f"{manifest.recipe_name}/{manifest.export}@{channel}", entry, as_json)
 
 
@@ -116,11 +123,13 @@ def rollback(
     from tasks.publish.channels import rollback as roll_back
     from tasks.publish.references import parse_reference
     from tasks.publish.references import show as find_manifest
+    from tasks.report.catalogue import write_catalogue
 
     place, channel = store_at(store), parse_reference(reference).channel
     manifest = find_manifest(place, reference)
     name, export = manifest.recipe_name, manifest.export
     entry = roll_back(place, name, export, channel, getpass.getuser(), why)
+    write_catalogue(place)
     print_entry(f"{name}/{export}@{channel}", entry, as_json)
 
 
@@ -141,11 +150,13 @@ def gc(
     """Delete what no channel, none of the last runs and no night at work names."""
     from flows.tables import print_garbage
     from tasks.publish.garbage import Keep, delete_garbage, find_garbage
+    from tasks.report.catalogue import write_catalogue
 
     place, keep, now = store_at(store), Keep(runs=keep_runs, stage_days=stage_days), time.time()
     garbage = find_garbage(place, keep, now)
     if delete:
         garbage = delete_garbage(place, garbage, keep, now)
+        write_catalogue(place)
     if as_json:
         emit(garbage.model_dump(mode="json") | {"num_bytes": garbage.num_bytes})
     else:

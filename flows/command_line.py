@@ -12,21 +12,28 @@ import signal
 import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
-from flows import artifact_commands
-from flows.command_options import AsJson, emit
-from infra.settings import quiet_environment, read_settings
-
-if TYPE_CHECKING:
-    from infra.storage import Store
-    from tasks.recipe import Recipe
-
-FAILED, BAD_INPUT, REFUSED, DEADLINE, SKIPPED = 1, 2, 3, 4, 5
+from flows import artifact_commands, corpus_commands, retrieval_commands
+from flows.command_options import (
+    BAD_INPUT,
+    DEADLINE,
+    FAILED,
+    REFUSED,
+    SKIPPED,
+    AsJson,
+    Overrides,
+    RecipePath,
+    emit,
+    load,
+    store_of,
+)
+from infra.settings import read_settings
 
 app = typer.Typer(
     name="nightpress",
@@ -37,19 +44,24 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe's YAML file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override a key: --set corpus.block_tokens=128"
-    ),
-]
 app.add_typer(artifact_commands.app)
+app.add_typer(corpus_commands.app)
+app.add_typer(retrieval_commands.app)
+
+
+def print_version(asked: bool) -> None:
+    if asked:
+        print(f"nightpress {version('nightpress')}")
+        raise typer.Exit
 
 
 @app.callback()
 def begin(
     debug: Annotated[bool, typer.Option(help="Show tracebacks and the libraries' logs.")] = False,
+    asked_version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True),
+    ] = False,
 ) -> None:
     if debug:
         os.environ["NIGHTPRESS_DEBUG"] = "1"
@@ -197,21 +209,6 @@ def schema(
         emit(Manifest.model_json_schema())
     else:
         raise ValueError(f"schema: expected recipe or manifest, got {which!r}")
-
-
-def load(path: Path, overrides: list[str] | None) -> Recipe:
-    from tasks.recipe_file import load_recipe
-
-    recipe = load_recipe(path, overrides)
-    quiet_environment(read_settings())
-    return recipe
-
-
-def store_of(recipe: Recipe) -> Store:
-    from infra.storage import open_store
-
-    settings = read_settings()
-    return open_store(settings.store_uri(recipe.publish.store), settings.home / "cache")
 
 
 def main() -> None:

@@ -1,13 +1,32 @@
-"""Arguments that commands share, and how their results are printed for programs."""
+"""What commands share: their arguments, what these open, and how programs get the result."""
+
+from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra.settings import quiet_environment, read_settings
+
+if TYPE_CHECKING:
+    from infra.storage import Store
+    from tasks.recipe import Recipe
+
 SCHEMA_VERSION = 1
 
+FAILED, BAD_INPUT, REFUSED, DEADLINE, SKIPPED = 1, 2, 3, 4, 5
+"""Exit codes."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe's YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a key: --set corpus.block_tokens=128"
+    ),
+]
 StoreUri = Annotated[
     str | None,
     typer.Option(
@@ -17,6 +36,21 @@ StoreUri = Annotated[
 Reference = Annotated[
     str, typer.Argument(metavar="REF", help="RECIPE[/EXPORT][@CHANNEL | @sha256:HEX]")
 ]
+
+
+def load(path: Path, overrides: list[str] | None) -> Recipe:
+    from tasks.recipe_file import load_recipe
+
+    recipe = load_recipe(path, overrides)
+    quiet_environment(read_settings())
+    return recipe
+
+
+def store_of(recipe: Recipe) -> Store:
+    from infra.storage import open_store
+
+    settings = read_settings()
+    return open_store(settings.store_uri(recipe.publish.store), settings.home / "cache")
 
 
 def emit(document: dict[str, Any]) -> None:

@@ -4,14 +4,13 @@
 without computing anything.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 from prefect import flow
 
+from flows.make_corpus import Complete, make_corpus, read_corpus
 from flows.night import Night, open_night
 from flows.notifying import announce
 from flows.publish_artifact import gate_export, publish_artifact
+from flows.publish_corpus import publish_corpus
 from flows.run_record import (
     describe_run,
     expected_results,
@@ -24,20 +23,23 @@ from flows.stopping import DeadlineReached
 from tasks.distill_options import DistillOptions
 from tasks.inputs import Inputs, find_inputs
 from tasks.recipe import Recipe
-from tasks.records import CorpusRef, EvaluatedModel, Metrics, ModelKind, ModelRef, RunRecord
-from tasks.stage import Stage
+from tasks.records import (
+    EvaluatedModel,
+    Metrics,
+    ModelKind,
+    ModelRef,
+    RunRecord,
+    TeacherLogitsRef,
+)
 from tasks.stages import (
-    corpus_stage,
     distill_stage,
     evaluate_stage,
     from_scratch,
     prune_stage,
     quantize_stage,
+    teacher_logits_stage,
     train_export_stage,
 )
-
-Complete = Callable[[str, Stage, type[Any]], Any]
-"""(title, stage, type of its record) -> the record."""
 
 
 @flow(name="compress model", flow_run_name="{recipe.name}", persist_result=False)
@@ -82,8 +84,16 @@ def compress(
         )
         return model
 
+    def store_teacher(title: str, options: DistillOptions) -> TeacherLogitsRef | None:
+        """Run the teacher over the corpus where a training wants to read it, not to run it."""
+        if options.teacher == "online":
+            return None
+        stage = teacher_logits_stage(recipe, options, teacher, corpus)
+        stored: TeacherLogitsRef = complete(f"teacher logits for {title}", stage, TeacherLogitsRef)
+        return stored
+
     teacher = model = evaluate("teacher", "teacher", None, inputs.teacher)
-    corpus = complete("corpus", corpus_stage(recipe, teacher, inputs.texts), CorpusRef)
+    corpus = make_corpus(recipe, inputs, teacher, complete)
     for number, step in enumerate(recipe.steps, start=1):
         if step.prune:
             title = f"{number} prune"
@@ -92,6 +102,7 @@ def compress(
         if step.distill:
             # Trainings first, then evaluations: the workers change hands once.
             title = f"{number} distill"
+            incoming = inputs.students.get(step.distill.student, model)
             trained: dict[str, tuple[ModelKind, DistillOptions]] = {
                 title: ("distill", step.distill)
             }
@@ -99,7 +110,11 @@ def compress(
                 trained[f"{number} from scratch"] = ("comparison", from_scratch(step.distill))
             students = {
                 name: complete(
-                    name, distill_stage(recipe, options, teacher, model, corpus), ModelRef
+                    name,
+                    distill_stage(
+                        recipe, options, teacher, incoming, corpus, store_teacher(name, options)
+                    ),
+                    ModelRef,
                 )
                 for name, (_, options) in trained.items()
             }
@@ -109,8 +124,10 @@ def compress(
     for export in recipe.exports:
         incoming = model
         if export.train:
-            stage = train_export_stage(recipe, export, teacher, model, corpus)
-            incoming = complete(f"train {export.name}", stage, ModelRef)
+            title = f"train {export.name}"
+            stored = store_teacher(title, export.train)
+            stage = train_export_stage(recipe, export, teacher, model, corpus, stored)
+            incoming = complete(title, stage, ModelRef)
         made_by = f"quantize {export.name}"
         stage = quantize_stage(recipe, export, incoming, inputs.calibration)
         evaluate(export.name, "export", made_by, complete(made_by, stage, ModelRef))
@@ -122,13 +139,16 @@ def release(
     """Gate every export, publish those that pass, and leave the run's record and report."""
     teacher, candidates = models[0], [model for model in models if model.kind == "export"]
     verdicts = [gate_export(night, recipe, inputs, teacher, model) for model in candidates]
-    provenance = describe_run(night, recipe, inputs, teacher)
-    expected = finished_run(night, recipe, models, expected_results(verdicts))
+    provenance = describe_run(night, recipe, inputs, teacher.metrics)
+    corpus = read_corpus(recipe, inputs, night.store)
+    expected = finished_run(night, recipe, models, expected_results(verdicts), corpus)
     report = make_report(night, recipe, expected, provenance)
     results = [
         publish_artifact(night, recipe, inputs, teacher, verdict, provenance, report)
         for verdict in verdicts
     ]
-    record = finished_run(night, recipe, models, results)
+    if recipe.corpus.publish:
+        corpus = publish_corpus(night, recipe, corpus, provenance, report)
+    record = finished_run(night, recipe, models, results, corpus)
     write_run(night, recipe, record, make_report(night, recipe, record, provenance))
     return record

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from flows.compress_model import compress
+from flows.make_corpus import make_corpus
 from flows.worker_memory import estimate_peak
 from infra.storage import Store
 from tasks.inputs import Inputs
@@ -51,8 +52,9 @@ class Plan(Record):
     seconds_to_compute: float
 
 
-def make_plan(recipe: Recipe, inputs: Inputs, store: Store) -> Plan:
-    """Walk the recipe against the store; nothing is computed, and nothing heavy is imported."""
+def make_plan(recipe: Recipe, inputs: Inputs, store: Store, corpus_alone: bool = False) -> Plan:
+    """Walk the recipe, or its corpus alone, against the store; nothing is computed, and nothing
+    heavy is imported."""
     planned: list[PlannedStage] = []
 
     def look_up(title: str, stage: Stage, record_type: type[Any]) -> Any:
@@ -88,7 +90,10 @@ def make_plan(recipe: Recipe, inputs: Inputs, store: Store) -> Plan:
         )
         return placeholder(record_type, inputs.teacher)
 
-    compress(recipe, inputs, look_up, models=[])
+    if corpus_alone:
+        make_corpus(recipe, inputs, inputs.teacher, look_up)
+    else:
+        compress(recipe, inputs, look_up, models=[])
     return Plan(
         stages=planned,
         weights=[weight_bytes(inputs.teacher.num_parameters, bits) for bits in BITS],
@@ -127,9 +132,11 @@ def estimate_seconds(recipe: Recipe, stage: Stage, teacher: ModelRef) -> float |
     options: dict[str, Any] = stage.options
     model = stage.inputs.get("model") or stage.inputs.get("student") or teacher
     calibration_tokens = options.get("num_windows", 0) * options.get("window", 0)
-    if stage.name == "corpus":
-        sampled = (s["options"].get("num_tokens", 0) for s in options["sources"])
-        operations: int = 2 * teacher.num_parameters * sum(sampled)
+    if stage.name in ("source", "label", "corpus"):
+        if "teacher" not in stage.inputs:
+            return None
+        sampled: int = options.get("options", {}).get("num_tokens", 0)
+        operations = 2 * teacher.num_parameters * sampled
     elif stage.name == "prune":
         sweep = options["num_submodels"] * options["windows_per_submodel"] * options["window"]
         sweep *= 4 if options["repair"] else 1  # repaired on twice as many windows
@@ -138,8 +145,14 @@ def estimate_seconds(recipe: Recipe, stage: Stage, teacher: ModelRef) -> float |
         if options["shape"] != "uniform":  # about 30 layers of two sublayers at two widths
             sweep += 120 * calibration_tokens
         operations = 2 * model.num_parameters * (sweep + 4 * calibration_tokens)
+    elif stage.name == "teacher_logits":
+        corpus = stage.inputs["corpus"]
+        if corpus.digest == UNKNOWN:
+            return None
+        operations = 2 * teacher.num_parameters * corpus.num_blocks * corpus.block_tokens
     elif stage.name == "distill":
-        per_token = 6 * model.num_parameters + 2 * teacher.num_parameters
+        is_run = options["teacher"] == "online"
+        per_token = 6 * model.num_parameters + 2 * teacher.num_parameters * is_run
         operations = per_token * options["num_tokens"]
     elif stage.name == "quantize":
         operations = 4 * model.num_parameters * calibration_tokens

@@ -17,17 +17,22 @@ from infra.store_check import check_store
 from tasks.errors import CompressionError
 from tasks.inputs import Inputs, find_inputs
 from tasks.recipe import Recipe
+from tasks.stages import device_kind
 
 GIB = 2**30
 
 
-def preflight(recipe: Recipe) -> None:
+def preflight(recipe: Recipe, corpus_alone: bool = False) -> None:
     """Stop a run that could not end well.
+
+    Args:
+        corpus_alone: It ends with the corpus.
 
     Raises:
         ValueError: the first findings that are errors, each with its remedy.
     """
-    errors = [finding for finding in examine(recipe, quick=True) if finding.level == "error"]
+    found = examine(recipe, quick=True, corpus_alone=corpus_alone)
+    errors = [finding for finding in found if finding.level == "error"]
     if errors:
         raise ValueError(
             "\n".join(
@@ -38,11 +43,12 @@ def preflight(recipe: Recipe) -> None:
         )
 
 
-def examine(recipe: Recipe, quick: bool = False) -> list[Finding]:
+def examine(recipe: Recipe, quick: bool = False, corpus_alone: bool = False) -> list[Finding]:
     """Return what was checked, good and bad.
 
     Args:
         quick: Leave out what needs torch where every stage is stored already.
+        corpus_alone: Leave out what comes after the corpus.
     """
     findings: list[Finding] = [check_python()]
     settings = read_settings()
@@ -60,14 +66,18 @@ def examine(recipe: Recipe, quick: bool = False) -> list[Finding]:
     except (ValueError, CompressionError) as error:
         return [*findings, Finding("error", "inputs", str(error))]
     findings.append(Finding("ok", "inputs", "teacher and texts are there"))
-    plan = make_plan(recipe, inputs, store)
+    plan = make_plan(recipe, inputs, store, corpus_alone)
     if quick and all(stage.outcome == "cached" for stage in plan.stages):
         return findings
     findings += [
         attempt("cluster", lambda: check_cluster(recipe)),
         attempt("memory", lambda: check_memory(recipe, plan)),
-        attempt("training", lambda: check_training(recipe)),
         attempt("model", lambda: check_model(recipe, inputs, store)),
+    ]
+    if corpus_alone:
+        return findings
+    findings += [
+        attempt("training", lambda: check_training(recipe)),
         attempt("utility", lambda: check_utility(recipe)),
         attempt("shape", lambda: check_shape(recipe, inputs, store)),
         attempt("exports", lambda: check_exports(recipe, inputs, store)),
@@ -151,17 +161,19 @@ def is_local(recipe: Recipe) -> bool:
 
 def check_training(recipe: Recipe) -> Finding:
     """Hold the batch against the workers, before hours are spent on what comes before training."""
-    from tasks.distill.deepspeed_config import split_batch
+    from tasks.distill.deepspeed_config import check_precision, split_batch
 
     steps = [step.distill for step in recipe.steps] + [export.train for export in recipe.exports]
     for options in steps:
         if options:
             split_batch(options.batch_blocks, options.micro_batch_blocks, recipe.cluster.workers)
+            check_precision(options.dtype, device_kind(recipe))
     return Finding("ok", "training", "the global batch divides over the workers")
 
 
 def check_model(recipe: Recipe, inputs: Inputs, store: Store) -> Finding:
-    """Load tokenizer and config; cut the calibration windows."""
+    """Load tokenizer and config; hold other students' tokenizers against it; cut the calibration
+    windows."""
     from tasks.corpus.text import calibration_windows
     from tasks.models.checkpoint import load_tokenizer
     from tasks.models.folder import load_config, name_quantization
@@ -179,6 +191,11 @@ def check_model(recipe: Recipe, inputs: Inputs, store: Store) -> Finding:
             "say teacher.trust_remote_code: true after reading it"
         )
     tokenizer = load_tokenizer(folder)
+    if inputs.students:
+        from tasks.distill.distillation import shared_vocab_size
+
+        for student in inputs.students.values():
+            shared_vocab_size(folder, localize(store, student.uri))
     text = localize(store, inputs.calibration.uri)
     calibration_windows(text, tokenizer, recipe.calibration.num_windows, recipe.calibration.window)
     return Finding("ok", "model", f"{inputs.teacher.architecture}, {len(tokenizer):,} tokens")

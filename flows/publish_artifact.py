@@ -15,7 +15,7 @@ from tasks.evaluate.gate import check_gate, read_evaluated
 from tasks.inputs import Inputs
 from tasks.publish.channels import read_newest
 from tasks.publish.load_check import Probe
-from tasks.publish.manifest import read_manifest
+from tasks.publish.manifest import read_model_manifest
 from tasks.publish.provenance import Provenance
 from tasks.publish.publishing import Publication, Regate, Release, publish_export
 from tasks.recipe import Recipe
@@ -68,7 +68,7 @@ def judge(
     scored = read_evaluated(night.store, candidate.model, candidate.metrics)
     champion = scored if champion_digest == candidate.model.digest else None
     if champion_digest and champion is None:
-        manifest = read_manifest(night.store, recipe.name, candidate.title, champion_digest)
+        manifest = read_model_manifest(night.store, recipe.name, candidate.title, champion_digest)
         model = ModelRef(
             uri=f"{SCHEME}{manifest.prefix}/files",
             digest=manifest.digest,

@@ -9,20 +9,43 @@ from infra.storage import localize
 from tasks.inputs import Inputs
 from tasks.publish.provenance import Provenance, gather_provenance
 from tasks.recipe import Recipe
-from tasks.records import EvaluatedModel, ExportResult, RunRecord
+from tasks.records import (
+    CorpusResult,
+    DataRef,
+    EvaluatedModel,
+    ExportResult,
+    Metrics,
+    RunRecord,
+    TextRef,
+)
+from tasks.report.catalogue import write_catalogue
 from tasks.report.gathering import gather_report
 from tasks.report.report import write_report
 
 
 def finished_run(
-    night: Night, recipe: Recipe, models: list[EvaluatedModel], exports: list[ExportResult]
+    night: Night,
+    recipe: Recipe,
+    models: list[EvaluatedModel],
+    exports: list[ExportResult],
+    corpus: CorpusResult,
 ) -> RunRecord:
-    outcomes = {export.outcome for export in exports}
+    outcomes: set[str] = {export.outcome for export in exports}
+    if corpus.published:
+        outcomes.add(corpus.published.outcome)
     if "refused" in outcomes:
         status = "refused"
     else:
         status = "done" if "published" in outcomes else "unchanged"
-    return make_record(night, recipe, status=status, models=models, exports=exports)
+    return make_record(night, recipe, status=status, models=models, exports=exports, corpus=corpus)
+
+
+def built_corpus(night: Night, recipe: Recipe, corpus: CorpusResult) -> RunRecord:
+    """Record a run that made a corpus and no model."""
+    computed = any(stage.outcome == "computed" for stage in night.results)
+    published = corpus.published is not None and corpus.published.outcome == "published"
+    status = "done" if computed or published else "unchanged"
+    return make_record(night, recipe, status=status, models=[], exports=[], corpus=corpus)
 
 
 def record_failure(
@@ -81,20 +104,28 @@ def make_report(
 
 
 def write_run(night: Night, recipe: Recipe, record: RunRecord, report: str) -> None:
+    """Write a run's report, its record, and the catalogue as it is by then."""
     prefix = f"runs/{recipe.name}/{night.run_id}"
     night.store.write(f"{prefix}/report.html", report.encode())
     night.store.write(f"{prefix}/run.json", record.model_dump_json(indent=1).encode())
+    write_catalogue(night.store)
 
 
 def describe_run(
-    night: Night, recipe: Recipe, inputs: Inputs, teacher: EvaluatedModel
+    night: Night, recipe: Recipe, inputs: Inputs, teacher_metrics: Metrics | None
 ) -> Provenance:
     """Say where all artifacts of this run come from."""
-    texts = {"calibration": inputs.calibration, "evaluation": inputs.evaluation} | inputs.texts
+    texts: dict[str, TextRef | DataRef] = {
+        "calibration": inputs.calibration,
+        "evaluation": inputs.evaluation,
+    }
+    for number, data in enumerate(inputs.sources, start=1):
+        texts |= {f"source {number} {option}": ref for option, ref in data.items()}
+    students = {f"student {named.model}": ref for named, ref in inputs.students.items() if named}
     return gather_provenance(
         recipe,
         inputs.teacher,
         localize(night.store, inputs.teacher.uri),
-        teacher.metrics,
-        {name: text.digest for name, text in texts.items()},
+        teacher_metrics,
+        {name: ref.digest for name, ref in {**texts, **students}.items()},
     )

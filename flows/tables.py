@@ -73,6 +73,9 @@ def print_run(record: RunRecord) -> None:
                 f"./{record.recipe}-{export.export}",
                 soft_wrap=True,
             )
+    if record.corpus and (published := record.corpus.published):
+        out.print(f"corpus: {published.outcome}", soft_wrap=True)
+        out.print(f"  at  {published.uri}", soft_wrap=True)
     computed = sum(stage.outcome == "computed" for stage in record.stages)
     stored = len(record.stages) - computed
     out.print(
@@ -136,7 +139,7 @@ def print_artifacts(artifacts: list[Listing]) -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("artifact", "sha256", "served on", "created"):
         table.add_column(name)
-    for name in ("parameters", "bytes", "nats/token"):
+    for name in ("parameters", "bytes", "nats/token", "rows"):
         table.add_column(name, justify="right")
     for artifact in artifacts:
         table.add_row(
@@ -144,9 +147,10 @@ def print_artifacts(artifacts: list[Listing]) -> None:
             artifact.digest[:12],
             ", ".join(artifact.channels),
             artifact.created,
-            format_count(artifact.num_parameters),
+            "" if artifact.num_parameters is None else format_count(artifact.num_parameters),
             format_bytes(artifact.num_bytes),
-            f"{artifact.nats_per_token:.4f}",
+            "" if artifact.nats_per_token is None else f"{artifact.nats_per_token:.4f}",
+            "" if artifact.num_rows is None else format_count(artifact.num_rows),
         )
     console().print(table if artifacts else "no artifacts")
 
@@ -162,7 +166,7 @@ def print_runs(records: list[RunRecord]) -> None:
             record.started,
             record.status,
             format_seconds(record.seconds),
-            exports or (record.error or " ").splitlines()[0],
+            exports or (record.error or ("corpus" if record.corpus else " ")).splitlines()[0],
         )
     console().print(table if records else "no runs")
 

@@ -12,6 +12,7 @@ import json
 from typing import Any
 
 from infra.storage import SCHEME, Store, localize
+from tasks.distill_options import needs_a_teacher
 from tasks.models.dimensions import Dimensions, read_dimensions
 from tasks.plugins import plugin_constant
 from tasks.recipe import Recipe
@@ -39,12 +40,19 @@ LOSS_WINDOWS = 16
 """Calibration windows in one forward pass for the loss."""
 LOGIT_COPIES = 3
 """The model's own, those of the scored tokens, and their log-softmax."""
+CHUNK_LOGITS = 2**27
+"""In training, most that a model's head makes at a time (kernels/chunked_kd)."""
 SUBMODELS_PER_PASS, FIT_PER_SCORED = 3, 2
 """Sub-models side by side in the sweep; windows to repair on for each that scores."""
 MEASURED_WINDOWS = 2
 """In one forward pass that measures what a width costs."""
 SPEED_BATCH = 8
 """Windows in the batch whose speed is measured."""
+FORWARD_LOGITS = 2**24
+"""In one forward pass of a teacher that is stored, but for a single block that has more."""
+
+SHARD_BYTES = 64 * 2**20
+"""A shard of the corpus's rows as Python objects, with its tokens: 4,096 rows of 2 kB or so."""
 
 HALF = ("bfloat16", "float16")
 
@@ -68,12 +76,14 @@ def estimate_peak(recipe: Recipe, stage: Stage, teacher: ModelRef, store: Store)
         held = quantize_bytes(options, size)
     elif stage.name == "distill":
         held = distill_bytes(options, size, whole, recipe.corpus.block_tokens)
+    elif stage.name == "teacher_logits":
+        held = teacher_logits_bytes(whole, recipe.corpus.block_tokens)
     elif stage.name == "evaluate":
         held = evaluate_bytes(options, size)
-    elif any("num_tokens" in source["options"] for source in options["sources"]):
-        held = FLOAT * size.num_parameters  # the teacher writes text
+    elif stage.name in ("source", "label") and "teacher" in stage.inputs:
+        held = FLOAT * size.num_parameters  # the teacher writes or reads text
     else:
-        return None
+        held = SHARD_BYTES
     return held + (0 if recipe.cluster.gpus_per_worker else LIBRARIES_BYTES)
 
 
@@ -163,20 +173,30 @@ def quantize_bytes(options: dict[str, Any], size: Dimensions) -> int:
 def distill_bytes(
     options: dict[str, Any], size: Dimensions, teacher: Dimensions, block_tokens: int
 ) -> int:
-    """The student with gradients and optimiser, the teacher where a loss looks at it, and of one
-    micro-batch the student's activations and both models' logits."""
+    """The student with gradients and optimiser, the teacher where it is run, and of one
+    micro-batch the student's activations and some tokens' logits."""
     bytes_each = 2 if options["dtype"] in HALF else FLOAT
     tokens: int = options["micro_batch_blocks"] * block_tokens
     student = TRAINING_BYTES * size.num_parameters + FLOAT * min(
         BUCKET_ELEMENTS, size.num_parameters
     )
     per_layer = ACTIVATION_BYTES * bytes_each // 2 * size.hidden
-    logits = LOGIT_COPIES * FLOAT * tokens * size.vocabulary
+    logits = LOGIT_COPIES * FLOAT * min(tokens * size.vocabulary, CHUNK_LOGITS)
     held = student + tokens * size.num_layers * per_layer + logits
-    needs = (plugin_constant("loss", loss["name"], "NEEDS_TEACHER") for loss in options["losses"])
-    if any(needs):
-        held += bytes_each * (teacher.num_parameters + tokens * teacher.vocabulary)
+    looks_at_it = any(needs_a_teacher(loss["name"]) for loss in options["losses"])
+    if looks_at_it and options["teacher"] == "online":
+        held += bytes_each * teacher.num_parameters
     return held
+
+
+def teacher_logits_bytes(teacher: Dimensions, block_tokens: int) -> int:
+    """The teacher in the type that it is stored in, the logits of one forward pass, and of one
+    block their log-softmax and its copies."""
+    bytes_each = 2 if teacher.dtype in HALF else FLOAT
+    block = block_tokens * teacher.vocabulary
+    return bytes_each * (teacher.num_parameters + max(FORWARD_LOGITS, block)) + (
+        LOGIT_COPIES * FLOAT * block
+    )
 
 
 def evaluate_bytes(options: dict[str, Any], size: Dimensions) -> int:

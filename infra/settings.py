@@ -21,6 +21,14 @@ class Settings:
         """Return a webhook's URL, a secret; read when it is wanted, and kept nowhere."""
         return os.environ.get(variable)
 
+    def endpoint_url(self) -> str | None:
+        """Return the base URL of the server that generates text, such as http://host:8000/v1."""
+        return os.environ.get("NIGHTPRESS_ENDPOINT")
+
+    def endpoint_key(self) -> str | None:
+        """Return that server's key, a secret; read where it is used, and kept nowhere."""
+        return os.environ.get("NIGHTPRESS_ENDPOINT_KEY")
+
     @property
     def scratch(self) -> Path:
         return self.home / "scratch"

@@ -12,7 +12,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("flows", "tasks", "kernels", "infra")
-LIBRARIES = ("torch", "transformers", "compressed-tensors")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "compressed-tensors",
+    "bm25s",
+    "datasketch",
+    "scikit-learn",
+)
 """Libraries whose version may change the bytes that a stage writes."""
 
 

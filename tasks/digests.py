@@ -42,3 +42,7 @@ def digest_files(files: dict[str, str]) -> str:
 
 def digest_folder(folder: Path) -> str:
     return digest_files({path: digest_file(folder / path) for path in list_files(folder)})
+
+
+def digest_path(path: Path) -> str:
+    return digest_folder(path) if path.is_dir() else digest_file(path)

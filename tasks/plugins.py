@@ -9,16 +9,26 @@ import ast
 import importlib
 from collections.abc import Callable
 from functools import cache
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
 
 Uri = Annotated[str, "uri"]
-"""An option that names a file: relative to the recipe, absolute, or s3://."""
+"""An option that names a JSONL file of rows: relative to the recipe, absolute, or s3://."""
+
+DataUri = Annotated[str, "uri", "data"]
+"""The same for a file or folder of another kind."""
+
+CatalogueUri = Annotated[str, "uri", "data", "catalogue"]
+"""The same for a catalogue of data sets; what its entries lead to enters the key with it."""
 
 KINDS = {
     "source": ("tasks/corpus/sources", "read"),
+    "generator": ("tasks/corpus/generators", "connect"),
+    "label": ("tasks/corpus/labels", "label"),
     "filter": ("tasks/corpus/filters", "keep"),
     "criterion": ("tasks/prune/criteria", "score"),
     "utility": ("tasks/prune/utilities", "measure"),
@@ -36,6 +46,8 @@ TYPES = {t.__name__: t for t in (int, float, str, bool)} | {
     "Annotated": Annotated,
     "Field": Field,
     "Uri": Uri,
+    "DataUri": DataUri,
+    "CatalogueUri": CatalogueUri,
     "None": None,
 }
 
@@ -112,4 +124,22 @@ def plugin_constant(kind: str, name: str, constant: str) -> Any:
 def uri_options(kind: str, name: str) -> list[str]:
     """Names of the options that point to files (resolved against the recipe's folder)."""
     fields = options_model(kind, name).model_fields
-    return [n for n, field in fields.items() if "uri" in field.metadata]
+    return [n for n, field in fields.items() if "uri" in _marks(field)]
+
+
+def data_options(kind: str, name: str) -> list[str]:
+    """Those of `uri_options` that name something else than a file of rows."""
+    fields = options_model(kind, name).model_fields
+    return [n for n in uri_options(kind, name) if "data" in _marks(fields[n])]
+
+
+def catalogue_options(kind: str, name: str) -> list[str]:
+    """Those of `data_options` that name a catalogue of data sets."""
+    fields = options_model(kind, name).model_fields
+    return [n for n in data_options(kind, name) if "catalogue" in _marks(fields[n])]
+
+
+def _marks(field: FieldInfo) -> list[Any]:
+    """Return what annotates an option, also where it may be None."""
+    inner = (getattr(part, "__metadata__", ()) for part in get_args(field.annotation))
+    return [*field.metadata, *chain.from_iterable(inner)]

@@ -9,17 +9,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from tasks.corpus_options import DATA_SET, CorpusOptions, Task
 from tasks.distill_options import DistillOptions
 from tasks.prune_options import PruneOptions
-from tasks.recipe_parts import Config, Count, Name, Plugin
+from tasks.recipe_parts import Config, Count, Name, NamedModel
 from tasks.schedule import Schedule
 
 
-class Teacher(Config):
-    model: str
-    """A folder, a hub id, or an s3:// URI."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub; the commit that it resolves to enters the keys."""
+class Teacher(NamedModel):
     trust_remote_code: bool = False
     """Run the Python files that come with the model."""
 
@@ -46,14 +43,6 @@ class Evaluation(Config):
         if self.stride is not None and self.stride > self.window:
             raise ValueError(f"stride must be at most the window ({self.window})")
         return self
-
-
-class CorpusOptions(Config):
-    sources: Annotated[list[Plugin], Field(min_length=1)]
-    filters: list[Plugin] = Field([Plugin(name="exact_dedup")])
-    """Applied in this order; a filter keeps a document or drops it with a reason."""
-    block_tokens: Count = 256
-    """Tokens in a packed training block."""
 
 
 class Step(Config):
@@ -168,6 +157,8 @@ class Recipe(Config):
     name: Name
     seed: Annotated[int, Field(ge=0)] = 0
     teacher: Teacher
+    task: Task | None = None
+    """What the student is for; without it, it learns text."""
     calibration: Calibration
     evaluation: Evaluation
     corpus: CorpusOptions
@@ -189,6 +180,11 @@ class Recipe(Config):
         names = [export.name for export in self.exports]
         if doubled := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"exports must have different names, got {sorted(doubled)} twice")
+        if self.corpus.publish and DATA_SET in names:
+            raise ValueError(
+                f"exports: the name {DATA_SET!r} is the data set's where corpus.publish is true; "
+                "name the export otherwise"
+            )
         shapes = [step.prune.shape for step in self.steps if step.prune]
         if "per_layer" in shapes and not self.teacher.trust_remote_code:
             raise ValueError(

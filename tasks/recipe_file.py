@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from tasks.distill_options import DistillOptions
+from tasks.distill_options import DistillOptions, WeightedLoss
 from tasks.outside_code import find_source, is_outside
 from tasks.plugins import plugin_constant, plugin_names, resolve_options, uri_options
 from tasks.quantize.pairing import check_codes, check_pair
 from tasks.recipe import Export, Recipe, Step
-from tasks.recipe_parts import Plugin
+from tasks.recipe_parts import NamedModel, Plugin
+
+Model = TypeVar("Model", bound=NamedModel)
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
@@ -86,19 +88,36 @@ def known_keys(location: tuple[int | str, ...]) -> list[str]:
     for part in location:
         if isinstance(part, int) or part not in getattr(model, "model_fields", {}):
             continue
-        model = _inner_model(model.model_fields[part].annotation)
+        model = _inner_model(model.model_fields[part].annotation, location)
     return sorted(getattr(model, "model_fields", {}))
 
 
-def _inner_model(annotation: Any) -> Any:
+def _inner_model(annotation: Any, location: tuple[int | str, ...]) -> Any:
+    """Return the model that an annotation names; of several, the one whose `kind` is on the way."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    inner = (_inner_model(part) for part in getattr(annotation, "__args__", ()))
-    return next((model for model in inner if model is not None), None)
+    inner = [m for part in get_args(annotation) if (m := _inner_model(part, location))]
+    kinds = [getattr(model.model_fields.get("kind"), "annotation", None) for model in inner]
+    named = [m for m, kind in zip(inner, kinds, strict=True) if {*get_args(kind)} & {*location}]
+    return next(iter(named or inner), None)
 
 
 def resolve_uri(uri: str, folder: Path) -> str:
     return uri if "://" in uri else str((folder / uri).resolve())
+
+
+def resolve_model(key: str, named: Model, folder: Path) -> Model:
+    """Make a model's folder absolute, against the recipe's; a hub id or a URI stays.
+
+    Raises:
+        ValueError: a path leads to no folder.
+    """
+    path = folder / named.model
+    if path.is_dir():
+        return named.model_copy(update={"model": str(path.resolve())})
+    if named.model.startswith((".", "/")):
+        raise ValueError(f"{key}: no folder {path.resolve()}")
+    return named
 
 
 def check_utility(name: str) -> None:
@@ -129,6 +148,17 @@ def check_trainable(export: Export) -> None:
             f"exports: {export.name}: train: expected a method that rounds by the weights alone, "
             f"got {export.method}; choose from {rounders}, or leave out train"
         )
+    assert export.train
+    if export.train.student or export.train.trainable.kind in ("lora", "qlora"):
+        raise ValueError(
+            f"exports: {export.name}: train: what is rounded is the weights of the last step's "
+            "model; expected no student, and trainable: full or top_layers"
+        )
+    if export.train.zero_stage == 3:
+        raise ValueError(
+            f"exports: {export.name}: train: a block is rounded as a whole, and zero_stage: 3 "
+            "spreads its weights over the workers; say zero_stage: 2"
+        )
     if export.mixed_precision:
         raise ValueError(
             f"exports: {export.name}: train: the widths of mixed_precision are chosen after the "
@@ -141,13 +171,33 @@ def resolve(recipe: Recipe, folder: Path) -> Recipe:
 
     def plugin(kind: str, chosen: Plugin) -> Plugin:
         done = chosen.resolved(kind)
-        uris = {n: resolve_uri(done.options[n], folder) for n in uri_options(kind, done.name)}
+        named = {n: done.options[n] for n in uri_options(kind, done.name)}
+        uris = {n: resolve_uri(uri, folder) for n, uri in named.items() if uri is not None}
         return done.model_copy(update={"options": done.options | uris})
 
+    def weighted_loss(chosen: WeightedLoss) -> WeightedLoss:
+        if not is_outside(chosen.name):
+            return chosen.resolved("loss")
+        find_source(chosen.name)
+        if chosen.options:
+            raise ValueError(
+                f"loss {chosen.name}: a function of your own takes no options, got "
+                f"{chosen.options}; name one that has them set"
+            )
+        return chosen
+
     def distill(chosen: DistillOptions) -> DistillOptions:
-        losses = [plugin("loss", loss) for loss in chosen.losses]
+        losses = [weighted_loss(loss) for loss in chosen.losses]
         initializer = plugin("initializer", chosen.initializer)
-        return chosen.model_copy(update={"losses": losses, "initializer": initializer})
+        if initializer.options.get("keep") == "factored" and not recipe.teacher.trust_remote_code:
+            raise ValueError(
+                f"initializer {initializer.name}: keep: factored makes a model that loads with "
+                "trust_remote_code only, got teacher.trust_remote_code: false; set it to true, or "
+                "choose keep: folded"
+            )
+        student = chosen.student and resolve_model("distill.student.model", chosen.student, folder)
+        update = {"losses": losses, "initializer": initializer, "student": student}
+        return chosen.model_copy(update=update)
 
     def step(chosen: Step) -> Step:
         if chosen.prune:
@@ -178,17 +228,12 @@ def resolve(recipe: Recipe, folder: Path) -> Recipe:
             update["train"] = distill(chosen.train)
         return chosen.model_copy(update=update)
 
-    teacher = recipe.teacher
-    if (folder / teacher.model).is_dir():
-        teacher = teacher.model_copy(update={"model": str((folder / teacher.model).resolve())})
-    elif teacher.model.startswith((".", "/")):
-        raise ValueError(f"teacher.model: no folder {(folder / teacher.model).resolve()}")
     store = recipe.publish.store
     if store and store.startswith("file://"):
         store = f"file://{(folder / store.removeprefix('file://')).resolve()}"
     done = recipe.model_copy(
         update={
-            "teacher": teacher,
+            "teacher": resolve_model("teacher.model", recipe.teacher, folder),
             "calibration": recipe.calibration.model_copy(
                 update={"text": resolve_uri(recipe.calibration.text, folder)}
             ),
@@ -198,6 +243,8 @@ def resolve(recipe: Recipe, folder: Path) -> Recipe:
             "corpus": recipe.corpus.model_copy(
                 update={
                     "sources": [plugin("source", s) for s in recipe.corpus.sources],
+                    "generator": plugin("generator", recipe.corpus.generator),
+                    "labels": [plugin("label", chosen) for chosen in recipe.corpus.labels],
                     "filters": [plugin("filter", f) for f in recipe.corpus.filters],
                 }
             ),

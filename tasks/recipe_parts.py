@@ -19,6 +19,13 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+class NamedModel(Config):
+    model: str
+    """A folder, a hub id, or an s3:// URI."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; the commit that it resolves to enters the keys."""
+
+
 class Plugin(Config):
     name: str
     options: dict[str, Any] = {}

@@ -23,8 +23,31 @@ class TextRef(Record):
     num_bytes: int
 
 
+class DataRef(Record):
+    """A file or folder of another kind than rows of text."""
+
+    uri: str
+    digest: str
+
+
+class RowsRef(Record):
+    """Rows of text as Parquet shards, `rows/00000.parquet` and so on below the URI."""
+
+    uri: str
+    digest: str
+    num_rows: list[int]
+    """Of each shard."""
+    refused: dict[str, int] = {}
+    """Rows that a source made or met and could not use, by reason; of labelled rows, all so far."""
+    spent: dict[str, int] = {}
+    """What generating them took so far: requests, prompt_tokens, completion_tokens."""
+
+
 class CorpusRef(Record):
-    """Packed token blocks: safetensors, `ids` and `loss_mask` [num_blocks, block_tokens]."""
+    """Packed token blocks: safetensors, `ids` and `loss_mask` [num_blocks, block_tokens].
+
+    Beside them lie the rows that they hold, as `RowsRef` says.
+    """
 
     uri: str
     digest: str
@@ -32,9 +55,19 @@ class CorpusRef(Record):
     block_tokens: int
     num_documents: int
     dropped: dict[str, int]
-    """Documents that a filter dropped, by reason."""
+    """Rows that a filter dropped, by reason."""
     sources: dict[str, int]
-    """Documents kept, by source."""
+    """Rows kept, by source."""
+    outputs: dict[str, int] = {}
+    """Rows kept of a classification, by label."""
+    licences: dict[str, int] = {}
+    """Rows kept, by the licence that they are under; `unknown` where none is stated."""
+    generators: dict[str, int] = {}
+    """Rows kept, by the model that wrote them."""
+    refused: dict[str, int] = {}
+    """Rows that sources could not use, by reason."""
+    spent: dict[str, int] = {}
+    """What generating and labelling took, over all sources and labels."""
 
 
 class ModelRef(Record):
@@ -49,6 +82,19 @@ class ModelRef(Record):
     """Sum over the folder's files."""
     facts: dict[str, str | int | float] = {}
     """What the step that made this model wants said of it (shape, sparsity got, tau, ...)."""
+
+
+class TeacherLogitsRef(Record):
+    """A folder of shards with what is kept of a teacher's distributions over a corpus."""
+
+    uri: str
+    digest: str
+    vocab_size: int
+    """Tokens that the distributions are over: the tokenizer's, without padding."""
+    num_shards: int
+    num_bytes: int
+    bytes_per_token: float
+    """Of the corpus, learned or not."""
 
 
 class Metrics(Record):
@@ -114,6 +160,38 @@ class ArtifactRef(Record):
     num_bytes: int
 
 
+class CorpusStep(Record):
+    """What one source, or one labeller, came to."""
+
+    title: str
+    num_rows: int
+    """That it yielded; a labeller yields all rows again."""
+    refused: dict[str, int]
+    """Rows that it could not use, by reason."""
+    spent: dict[str, int]
+    """requests, prompt_tokens, completion_tokens."""
+
+
+class PublishedCorpus(Record):
+    """The rows of a corpus as an artifact in the store."""
+
+    digest: str
+    uri: str
+    num_rows: int
+    num_bytes: int
+    outcome: Literal["published", "unchanged", "held"]
+
+
+class CorpusResult(Record):
+    """What a run's students learn from, and where it came from."""
+
+    corpus: CorpusRef
+    steps: list[CorpusStep]
+    """Sources, then labellers, in the recipe's order."""
+    published: PublishedCorpus | None = None
+    """None where the recipe does not say `corpus.publish`."""
+
+
 class StageResult(Record):
     """How one stage of a run ended; the report's and the table's row."""
 
@@ -169,4 +247,6 @@ class RunRecord(Record):
     stages: list[StageResult]
     models: list[EvaluatedModel]
     exports: list[ExportResult]
+    corpus: CorpusResult | None = None
+    """None where the run ended before it was built."""
     error: str | None = None

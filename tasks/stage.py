@@ -163,6 +163,33 @@ class StageSpace:
         A unit's result is stored by the worker that made it, under its position in `units`, so
         a killed driver or worker costs at most the units in flight.
         """
+        return self.store.read_many(self._store_units(fn, units, state, group, num_workers))
+
+    def stream_units(
+        self,
+        fn: Callable[[S, U], bytes],
+        units: list[U],
+        state: Callable[[], S],
+        group: str,
+        num_workers: int | None = None,
+    ) -> Iterator[bytes]:
+        """Compute as `compute_units` does; yield one unit's bytes at a time, in the units' order.
+
+        For results that are too large to be held together. All units are computed before the
+        first is yielded.
+        """
+        for key in self._store_units(fn, units, state, group, num_workers):
+            yield self.store.read(key)
+
+    def _store_units(
+        self,
+        fn: Callable[[S, U], bytes],
+        units: list[U],
+        state: Callable[[], S],
+        group: str,
+        num_workers: int | None,
+    ) -> list[str]:
+        """Compute the units that are not in the store yet; return the keys of all."""
         folder = f"{self.prefix}/units/{group}/"
         stored = set(self.store.list(folder))
         keys = [f"{folder}{index:06d}" for index in range(len(units))]
@@ -174,7 +201,7 @@ class StageSpace:
             for _ in self.executor.map(work, missing, state, num_workers):
                 done += 1
                 self.progress(done, len(units))
-        return self.store.read_many(keys)
+        return keys
 
 
 def _compute_and_store(

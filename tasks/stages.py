@@ -4,14 +4,16 @@ A table of contents. Building a stage imports nothing heavy, so `plan` and a run
 is a hit never import torch or Ray. What says where, when or for whom (cluster, publish) stays out.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any, Literal
 
 from tasks.distill_options import DistillOptions
 from tasks.outside_code import is_outside, source_digest
-from tasks.plugins import plugin_names, uri_options
+from tasks.plugins import plugin_constant, plugin_names, uri_options
 from tasks.prune_options import PruneOptions
 from tasks.recipe import Export, Recipe
-from tasks.records import CorpusRef, ModelRef, TextRef
+from tasks.records import CorpusRef, DataRef, ModelRef, Record, RowsRef, TeacherLogitsRef, TextRef
 from tasks.stage import Stage
 
 
@@ -19,42 +21,98 @@ def device_kind(recipe: Recipe) -> str:
     return "cuda" if recipe.cluster.gpus_per_worker else "cpu"
 
 
-def source_uris(recipe: Recipe) -> dict[str, str]:
-    """Return the files that the corpus sources read, by the name of the stage's input."""
-    return {
-        f"source{index}_{option}": source.options[option]
-        for index, source in enumerate(recipe.corpus.sources)
-        for option in uri_options("source", source.name)
+def source_data(recipe: Recipe, number: int) -> dict[str, str]:
+    """Return what a corpus source reads: URIs by option. Sources are counted from 1."""
+    source = recipe.corpus.sources[number - 1]
+    named = {option: source.options[option] for option in uri_options("source", source.name)}
+    return {option: uri for option, uri in named.items() if uri is not None}
+
+
+def source_stage(
+    recipe: Recipe, number: int, teacher: ModelRef, data: dict[str, TextRef | DataRef]
+) -> Stage:
+    """The rows of one source.
+
+    Args:
+        number: Of the source in the recipe, from 1.
+        data: What it reads, by option.
+    """
+    source = recipe.corpus.sources[number - 1]
+    options = {name: value for name, value in source.options.items() if name not in data}
+    return written_stage(recipe, "source", source.name, options, number, teacher, data)
+
+
+def label_stage(recipe: Recipe, number: int, teacher: ModelRef, rows: list[RowsRef]) -> Stage:
+    """All rows with what one labeller, counted from 1, adds to them."""
+    label = recipe.corpus.labels[number - 1]
+    return written_stage(
+        recipe, "label", label.name, label.options, number, teacher, number_rows(rows)
+    )
+
+
+def written_stage(
+    recipe: Recipe,
+    kind: Literal["source", "label"],
+    name: str,
+    options: dict[str, Any],
+    number: int,
+    teacher: ModelRef,
+    inputs: Mapping[str, Record],
+) -> Stage:
+    """A stage of a corpus plugin; the teacher and the generator enter the key if it uses them."""
+    entries = {
+        "source": "tasks.corpus.reading:read_source",
+        "label": "tasks.corpus.labelling:label_rows",
     }
+    uses = plugin_constant(kind, name, "USES")
+    generator = recipe.corpus.generator if "generator" in uses else None
+    patience: set[str] = set()
+    if generator:
+        uses = (*uses, *plugin_constant("generator", generator.name, "USES"))
+        patience = set(plugin_constant("generator", generator.name, "EXECUTION"))
+    return Stage(
+        name=kind,
+        entry=entries[kind],
+        options={
+            "name": name,
+            "options": options,
+            "generator": generator and generator.model_dump(exclude={"options": patience}),
+            "task": recipe.task and recipe.task.model_dump(),
+            "trust_remote_code": recipe.teacher.trust_remote_code,
+            # Sources that differ in nothing but their place yield different rows.
+            "seed": recipe.seed * 1009 + number,
+        },
+        inputs={**({"teacher": teacher} if "teacher" in uses else {}), **inputs},
+        plugins=((kind, name), *((("generator", generator.name),) if generator else ())),
+        execution={"generator": generator and generator.model_dump()},
+    )
 
 
-def corpus_stage(recipe: Recipe, teacher: ModelRef, texts: dict[str, TextRef]) -> Stage:
-    sources = [
-        {
-            "name": source.name,
-            "options": {
-                option: value
-                for option, value in source.options.items()
-                if option not in uri_options("source", source.name)
-            },
-        }
-        for source in recipe.corpus.sources
-    ]
+def number_rows(rows: list[RowsRef]) -> dict[str, RowsRef]:
+    return {f"rows{number:03d}": ref for number, ref in enumerate(rows, start=1)}
+
+
+def corpus_stage(
+    recipe: Recipe, teacher: ModelRef, rows: list[RowsRef], evaluation: TextRef
+) -> Stage:
+    filters = recipe.corpus.filters
+    compares = any("evaluation" in plugin_constant("filter", f.name, "USES") for f in filters)
     return Stage(
         name="corpus",
         entry="tasks.corpus.building:build_corpus",
         options={
-            "sources": sources,
-            "filters": [f.model_dump() for f in recipe.corpus.filters],
+            "filters": [f.model_dump() for f in filters],
             "block_tokens": recipe.corpus.block_tokens,
+            "task": recipe.task and recipe.task.model_dump(),
             "trust_remote_code": recipe.teacher.trust_remote_code,
             "seed": recipe.seed,
         },
-        inputs={"teacher": teacher, **texts},
-        plugins=tuple(
-            [("source", s.name) for s in recipe.corpus.sources]
-            + [("filter", f.name) for f in recipe.corpus.filters]
-        ),
+        inputs={
+            "teacher": teacher,
+            **({"evaluation": evaluation} if compares else {}),
+            **number_rows(rows),
+        },
+        plugins=tuple(("filter", f.name) for f in filters),
     )
 
 
@@ -88,17 +146,37 @@ def prune_stage(
     )
 
 
+def teacher_logits_stage(
+    recipe: Recipe, options: DistillOptions, teacher: ModelRef, corpus: CorpusRef
+) -> Stage:
+    """The teacher's distributions over the corpus, whatever student reads them."""
+    return Stage(
+        name="teacher_logits",
+        entry="tasks.distill.teacher_logits.storing:store_teacher_logits",
+        options={
+            "k": options.stored_k,
+            "device": device_kind(recipe),
+            "trust_remote_code": recipe.teacher.trust_remote_code,
+        },
+        inputs={"teacher": teacher, "corpus": corpus},
+    )
+
+
 def distill_stage(
     recipe: Recipe,
     options: DistillOptions,
     teacher: ModelRef,
     student: ModelRef,
     corpus: CorpusRef,
+    teacher_logits: TeacherLogitsRef | None = None,
 ) -> Stage:
+    own = [loss.name for loss in options.losses if is_outside(loss.name)]
+    code = {"loss_code": [source_digest(name) for name in own]} if own else {}
     return Stage(
         name="distill",
         entry="tasks.distill.distillation:distill",
-        options=options.model_dump()
+        options=options.model_dump(exclude={"student"})
+        | code
         | {
             "seed": recipe.seed,
             # Floating-point sums depend on these, so training's key does, too.
@@ -107,9 +185,14 @@ def distill_stage(
             "device": device_kind(recipe),
             "trust_remote_code": recipe.teacher.trust_remote_code,
         },
-        inputs={"teacher": teacher, "student": student, "corpus": corpus},
+        inputs={
+            "teacher": teacher,
+            "student": student,
+            "corpus": corpus,
+            **({"teacher_logits": teacher_logits} if teacher_logits else {}),
+        },
         plugins=(
-            *(("loss", loss.name) for loss in options.losses),
+            *(("loss", loss.name) for loss in options.losses if loss.name not in own),
             ("initializer", options.initializer.name),
         ),
     )
@@ -118,18 +201,23 @@ def distill_stage(
 def from_scratch(options: DistillOptions) -> DistillOptions:
     """The same training of a freshly initialised student on the corpus alone, without a teacher."""
     return DistillOptions(
-        **options.model_dump(exclude={"losses", "initializer"}),
+        **options.model_dump(exclude={"losses", "initializer", "trainable", "teacher", "stored_k"}),
         losses=[{"name": "cross_entropy", "weight": 1.0}],
         initializer={"name": "fresh"},
     )
 
 
 def train_export_stage(
-    recipe: Recipe, export: Export, teacher: ModelRef, student: ModelRef, corpus: CorpusRef
+    recipe: Recipe,
+    export: Export,
+    teacher: ModelRef,
+    student: ModelRef,
+    corpus: CorpusRef,
+    teacher_logits: TeacherLogitsRef | None = None,
 ) -> Stage:
     """The export's own training, through the rounding that the export will meet."""
     assert export.train
-    stage = distill_stage(recipe, export.train, teacher, student, corpus)
+    stage = distill_stage(recipe, export.train, teacher, student, corpus, teacher_logits)
     rounding = {"method": export.method, "options": export.options, "dtype": export.dtype}
     return replace(
         stage,

@@ -1,111 +1,145 @@
-"""The corpus stage: sources -> filters -> shuffled documents -> packed blocks."""
+"""The corpus stage: rows of all sources -> filters -> packed blocks.
+
+A shard of rows is a unit of work, so a corpus may be larger than any machine's memory.
+"""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset, concatenate_datasets, disable_progress_bars
-from safetensors.torch import save_file
+import numpy as np
 
-from tasks.corpus.packing import pack_blocks
-from tasks.corpus.source_context import SourceContext
-from tasks.corpus.text import Document, tokenize_row
+from tasks.corpus.context import CorpusContext, add_up
+from tasks.corpus.filtering import Filter, Looked, apply_filter, kept_rows, kept_table
+from tasks.corpus.packing import Tokens, join_documents, write_blocks
+from tasks.corpus.rows import Row
+from tasks.corpus.shards import list_shards, write_table
+from tasks.corpus.task_text import tokenize
+from tasks.corpus_options import Task
 from tasks.digests import digest_folder
 from tasks.errors import CorpusError
 from tasks.models.checkpoint import load_tokenizer
 from tasks.plugins import load_plugin
-from tasks.records import CorpusRef, ModelRef, TextRef
+from tasks.records import CorpusRef, ModelRef, RowsRef, TextRef
 
 if TYPE_CHECKING:
     from tasks.stage import StageSpace
 
 
 def build_corpus(
-    space: StageSpace, options: dict[str, Any], *, teacher: ModelRef, **texts: TextRef
+    space: StageSpace,
+    options: dict[str, Any],
+    *,
+    teacher: ModelRef,
+    evaluation: TextRef | None = None,
+    **rows: RowsRef,
 ) -> CorpusRef:
-    """Write `rows.parquet` (every kept row with its source) and `blocks.safetensors`.
+    """Write `rows/*.parquet` (every kept row with where it came from) and `blocks.safetensors`.
+
+    Rows of a classification that no source or labeller has labelled are dropped before all filters.
 
     Args:
-        texts: The files that sources read, by `source<index>_<option>`.
-    """
-    disable_progress_bars()
-    rows = concatenate_datasets(
-        [
-            read_source(space, index, source, options, teacher, texts)
-            for index, source in enumerate(options["sources"])
-        ]
-    )
-    rows, dropped = apply_filters(rows, options["filters"])
-    if len(rows) == 0:
-        raise CorpusError(f"the filters dropped every document: {dropped}")
-    rows = rows.shuffle(seed=options["seed"])
-    rows.to_parquet(space.out / "rows.parquet")
+        evaluation: The text that decides the gate, where a filter looks at it.
+        rows: In the order of their names.
 
-    tokenizer = load_tokenizer(space.local(teacher.uri))
-    documents = (tokenize_row(as_row(row), tokenizer) for row in rows)
-    blocks = pack_blocks(not_empty(documents), options["block_tokens"])
-    save_file(blocks, space.out / "blocks.safetensors")
-    num_blocks, block_tokens = blocks["ids"].shape
+    Raises:
+        CorpusError: nothing is left, or it does not fill one block.
+    """
+    refs = [ref for _, ref in sorted(rows.items())]
+    shards = [shard for ref in refs for shard in list_shards(ref)]
+    task = options["task"] and Task(**options["task"])
+    kept = [np.ones(shard.num_rows, dtype=bool) for shard in shards]
+    dropped: Counter[str] = Counter()
+    classifies = task is not None and task.kind == "classification"
+    if classifies:
+        dropped.update(
+            apply_filter(space, shards, kept, Filter(find_unlabelled, iter), "0-labelled")
+        )
+    for number, chosen in enumerate(options["filters"], start=1):
+        context = CorpusContext(
+            space=space,
+            seed=options["seed"],
+            name=f"{number}-{chosen['name']}",
+            task=task,
+            teacher=teacher,
+            trust_remote_code=options["trust_remote_code"],
+            evaluation_uri=evaluation.uri if evaluation else None,
+        )
+        built = load_plugin("filter", chosen["name"])(context, **chosen["options"])
+        dropped.update(apply_filter(space, shards, kept, built, context.name))
+    if not any(mask.any() for mask in kept):
+        raise CorpusError(f"the filters dropped every row: {dict(dropped)}")
+    units = [Looked(*unit) for unit in zip(shards, kept, strict=True) if unit[1].any()]
+    counts = write_rows(space, units, ["source", "licence", "generator", *["output"] * classifies])
+    num_blocks = write_blocks(
+        tokenize_shards(space, units, teacher, task),
+        options["block_tokens"],
+        space.out / "blocks.safetensors",
+    )
     return CorpusRef(
         uri=space.output_uri(),
         digest=digest_folder(space.out),
         num_blocks=num_blocks,
-        block_tokens=block_tokens,
-        num_documents=len(rows),
-        dropped=dropped,
-        sources=dict(Counter(rows["source"])),
+        block_tokens=options["block_tokens"],
+        num_documents=sum(counts["source"].values()),
+        dropped=dict(sorted(dropped.items())),
+        sources=counts["source"],
+        outputs=counts.get("output", {}),
+        licences=counts["licence"],
+        generators=counts["generator"],
+        refused=add_up([ref.refused for ref in refs]),
+        spent=add_up([ref.spent for ref in refs]),
     )
 
 
-def read_source(
-    space: StageSpace,
-    index: int,
-    source: dict[str, Any],
-    options: dict[str, Any],
-    teacher: ModelRef,
-    texts: dict[str, TextRef],
-) -> Dataset:
-    """Read one source into rows of `text` (a chat as JSON), `chat` and `source`."""
-    prefix = f"source{index}_"
-    uris = {k.removeprefix(prefix): ref.uri for k, ref in texts.items() if k.startswith(prefix)}
-    context = SourceContext(
-        space=space,
-        teacher=teacher,
-        trust_remote_code=options["trust_remote_code"],
-        seed=options["seed"] * 1009 + index,
-        name=f"{index}-{source['name']}",
-    )
-    read = load_plugin("source", source["name"])
-    rows = [
-        {
-            "text": json.dumps(row["messages"]) if "messages" in row else row["text"],
-            "chat": "messages" in row,
-            "source": source["name"],
-        }
-        for row in read(context, **(source["options"] | uris))
-    ]
-    if not rows:
-        raise CorpusError(f"corpus.sources.{index} ({source['name']}) yielded no rows")
-    return Dataset.from_list(rows)
+def find_unlabelled(state: None, rows: list[Row]) -> list[str | None]:
+    unlabelled = (row["output"] is None and not row["chat"] for row in rows)
+    return ["unlabelled" if is_so else None for is_so in unlabelled]
 
 
-def as_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Undo what `read_source` did to a chat."""
-    return {"messages": json.loads(row["text"])} if row["chat"] else row
+ABSENT = {"licence": "unknown", "output": "none"}
+"""How rows without a value are counted; without a generator, they are not."""
 
 
-def apply_filters(rows: Dataset, filters: list[dict[str, Any]]) -> tuple[Dataset, dict[str, int]]:
-    """Return the rows that every filter keeps, and how many were dropped for which reason."""
-    dropped: Counter[str] = Counter()
-    for chosen in filters:
-        reasons = list(load_plugin("filter", chosen["name"])(rows["text"], **chosen["options"]))
-        dropped.update(reason for reason in reasons if reason)
-        rows = rows.select([i for i, reason in enumerate(reasons) if reason is None])
-    return rows, dict(sorted(dropped.items()))
+def write_rows(
+    space: StageSpace, units: list[Looked], columns: list[str]
+) -> dict[str, dict[str, int]]:
+    """Write the kept rows, a shard in memory at a time; count the values of some columns.
+
+    Args:
+        columns: With few different values.
+    """
+    counts: dict[str, Counter[str]] = {name: Counter() for name in columns}
+    for number, unit in enumerate(units):
+        table = kept_table(space.localizer, unit)
+        write_table(table, space.out, number)
+        for name, counter in counts.items():
+            for found in table[name].value_counts().to_pylist():
+                value = ABSENT.get(name) if found["values"] is None else found["values"]
+                if value is not None:
+                    counter[value] += found["counts"]
+    return {name: dict(sorted(counted.items())) for name, counted in counts.items()}
 
 
-def not_empty(documents: Iterator[Document]) -> Iterator[Document]:
-    return (document for document in documents if any(document.loss_mask))
+def tokenize_shards(
+    space: StageSpace, units: list[Looked], teacher: ModelRef, task: Task | None
+) -> Iterator[Tokens]:
+    state = partial(open_tokenizer, space.localizer, teacher.uri)
+    work = partial(tokenize_unit, space.localizer, task)
+    for data in space.stream_units(work, units, state, group="tokens"):
+        yield Tokens.decode(data)
+
+
+def open_tokenizer(localize: Callable[[str], Path], uri: str) -> Any:
+    return load_tokenizer(localize(uri))
+
+
+def tokenize_unit(
+    localize: Callable[[str], Path], task: Task | None, tokenizer: Any, unit: Looked
+) -> bytes:
+    documents = (tokenize(row, tokenizer, task) for row in kept_rows(localize, unit))
+    return join_documents(d for d in documents if any(d.loss_mask)).encode()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 from pydantic import BaseModel, ConfigDict
 
 from tasks.errors import StorageError
-from tasks.publish.manifest import Manifest, read_manifest
+from tasks.publish.manifest import AnyManifest, read_manifest
 
 if TYPE_CHECKING:
     from infra.storage import Store
@@ -102,7 +102,7 @@ def append_entry(
     return entry if store.create(key, entry.model_dump_json(indent=1).encode()) else None
 
 
-def promote(store: Store, manifest: Manifest, channel: str, by: str, why: str) -> ChannelEntry:
+def promote(store: Store, manifest: AnyManifest, channel: str, by: str, why: str) -> ChannelEntry:
     """Make a channel serve an artifact that is in the store, whatever it served before.
 
     Raises:

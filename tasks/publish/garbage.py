@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
-from tasks.publish.manifest import MANIFEST_NAME
+from tasks.publish.artifact import MANIFEST_NAME
 from tasks.publish.named import Named, read_named
 from tasks.records import Record
 

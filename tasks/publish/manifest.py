@@ -5,16 +5,24 @@ It is written last and create-only, so that where there is a manifest, there is 
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated
+import json
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError
 
-from tasks.digests import digest_file, digest_files, list_files
 from tasks.errors import StorageError
+from tasks.publish.artifact import MANIFEST_NAME, Artifact, FileEntry, artifact_prefix
 from tasks.publish.load_check import LoadEvidence
 from tasks.publish.provenance import Provenance
-from tasks.records import ArtifactRef, GateReport, Metrics, ModelRef, Record, StageResult
+from tasks.records import (
+    ArtifactRef,
+    CorpusRef,
+    CorpusStep,
+    GateReport,
+    Metrics,
+    ModelRef,
+    StageResult,
+)
 
 if TYPE_CHECKING:
     from infra.storage import Store
@@ -22,84 +30,40 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 """Goes up only when readers of the one before would go wrong; they ignore keys they don't know."""
 
-MANIFEST_NAME = "manifest.json"
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class FileEntry(Record):
-    sha256: Sha256
-    bytes: Annotated[int, Field(ge=0)]
+DATA_SCHEMA_VERSION = 2
+"""Of data sets: readers of version 1 know models alone."""
 
 
-class Manifest(BaseModel):
-    """`manifest.json` of an artifact."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+class Manifest(Artifact):
+    """`manifest.json` of a model."""
 
     schema_version: int = SCHEMA_VERSION
-    recipe_name: str
-    export: str
-    digest: Sha256
-    """sha256 of the lines `<sha256>  <path>` of all files, sorted by path."""
-    parent: Sha256 | None
-    """Digest of the artifact that the channel served when this one was made."""
+    kind: Literal["model"] = "model"
     architecture: str
     num_parameters: int
     """Tied parameters counted once; packed codes count as the parameters they stand for."""
-    num_bytes: int
-    """Sum over the files."""
-    files: dict[str, FileEntry]
-    """By relative path: weights, config, tokenizer and what else a loader needs."""
     facts: dict[str, str | int | float]
     """What the steps say of the model: shape, sparsity got, bits, ..."""
     metrics: Metrics
     gate: GateReport
     load_check: LoadEvidence
-    stages: list[StageResult]
-    provenance: Provenance
-
-    @field_validator("files")
-    @classmethod
-    def check_paths(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
-        for path in files:
-            check_relative(path)
-        return files
-
-    @model_validator(mode="after")
-    def check_digest(self) -> Manifest:
-        if self.digest != digest_files({path: f.sha256 for path, f in self.files.items()}):
-            raise ValueError("the files' digests do not add up to the artifact's")
-        if self.num_bytes != sum(entry.bytes for entry in self.files.values()):
-            raise ValueError("the files' bytes do not add up to num_bytes")
-        return self
-
-    @property
-    def prefix(self) -> str:
-        return artifact_prefix(self.recipe_name, self.export, self.digest)
-
-    def to_json(self) -> bytes:
-        return self.model_dump_json(indent=1).encode()
 
 
-def artifact_prefix(recipe_name: str, export: str, digest: str) -> str:
-    return f"artifacts/{recipe_name}/{export}/{digest}"
+class DataManifest(Artifact):
+    """`manifest.json` of a data set: the rows that a recipe's students learn from."""
+
+    schema_version: int = DATA_SCHEMA_VERSION
+    kind: Literal["dataset"] = "dataset"
+    num_rows: int
+    columns: dict[str, str]
+    """Arrow's type by name."""
+    corpus: CorpusRef
+    """What was kept, what was dropped and why; its digest covers the packed blocks, too."""
+    steps: list[CorpusStep]
+    """What each source and labeller came to, before the filters."""
 
 
-def check_relative(path: str) -> None:
-    """Raises: ValueError: the path could lead out of the folder that it is to be written into."""
-    parts = path.split("/")
-    inside = not ({"", ".", ".."} & set(parts)) and not any(c in path for c in "\\\0:")
-    if not inside or PurePosixPath(path).is_absolute() or path == MANIFEST_NAME:
-        raise ValueError(f"file path {path!r} is not a plain relative path inside the artifact")
-
-
-def list_entries(folder: Path) -> dict[str, FileEntry]:
-    """Hash and measure a model folder's files."""
-    return {
-        path: FileEntry(sha256=digest_file(folder / path), bytes=(folder / path).stat().st_size)
-        for path in list_files(folder)
-    }
+AnyManifest = Manifest | DataManifest
 
 
 def make_manifest(
@@ -136,33 +100,55 @@ def make_manifest(
         raise StorageError(f"export {export!r} at {model.uri}: {problem}") from None
 
 
-def parse_manifest(data: bytes, origin: str) -> Manifest:
+def parse_manifest(data: bytes, origin: str) -> AnyManifest:
     """Read a manifest of this major version, whatever keys a newer writer has added.
 
     Raises:
         StorageError: it is damaged, hostile, or newer than this reader; `origin` says which.
     """
+    is_data = read_kind(data) == "dataset"
+    schema: type[AnyManifest] = DataManifest if is_data else Manifest
+    known = DATA_SCHEMA_VERSION if is_data else SCHEMA_VERSION
     try:
-        manifest = Manifest.model_validate_json(data, extra="ignore")
+        manifest = schema.model_validate_json(data, extra="ignore")
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         raise StorageError(f"{origin}: {f'{where}: ' if where else ''}{message}") from None
-    if manifest.schema_version > SCHEMA_VERSION:
+    if manifest.schema_version > known:
         raise StorageError(
-            f"{origin} has schema version {manifest.schema_version}, this reader knows "
-            f"{SCHEMA_VERSION}",
+            f"{origin} has schema version {manifest.schema_version}, this reader knows {known}",
             "use a newer nightpress",
         )
     return manifest
 
 
-def read_manifest(store: Store, recipe_name: str, export: str, digest: str) -> Manifest:
+def read_kind(data: bytes) -> str | None:
+    """Return what a manifest says it is of; None where it does not, as a model's once did not."""
+    try:
+        document = json.loads(data)
+    except ValueError:
+        return None  # whoever validates it says what is wrong
+    return document.get("kind") if isinstance(document, dict) else None
+
+
+def read_manifest(store: Store, recipe_name: str, export: str, digest: str) -> AnyManifest:
     return read_manifests(store, [(recipe_name, export, digest)])[0]
 
 
-def read_manifests(store: Store, artifacts: list[tuple[str, str, str]]) -> list[Manifest]:
+def read_model_manifest(store: Store, recipe_name: str, export: str, digest: str) -> Manifest:
+    """Raises: StorageError: as `read_manifests`; it is not a model's."""
+    manifest = read_manifest(store, recipe_name, export, digest)
+    if not isinstance(manifest, Manifest):
+        raise StorageError(
+            f"{store.uri}/{manifest.prefix} is a data set, expected a model",
+            f"name the export otherwise than {export!r}, or publish no data set of this recipe",
+        )
+    return manifest
+
+
+def read_manifests(store: Store, artifacts: list[tuple[str, str, str]]) -> list[AnyManifest]:
     """Read manifests by (recipe, export, digest), and hold each against where it was found.
 
     Raises:

@@ -26,15 +26,16 @@ def write_model_card(manifest: Manifest, store_uri: str) -> str:
     )
     recipe = manifest.provenance.recipe
     export = next(e for e in recipe["exports"] if e["name"] == manifest.export)
-    teacher = manifest.provenance.teacher
+    teacher, teacher_metrics = manifest.provenance.teacher, manifest.provenance.teacher_metrics
+    assert teacher_metrics is not None  # whatever is gated was held against them
     return environment.get_template("model_card.md.jinja").render(
         front_matter=yaml.safe_dump(front_matter(manifest, export), sort_keys=False).strip(),
         manifest=manifest,
         provenance=manifest.provenance,
         teacher=teacher,
         teacher_bytes=4 * teacher.num_parameters,
-        teacher_metrics=manifest.provenance.teacher_metrics,
-        speedup=manifest.metrics.tokens_per_s / manifest.provenance.teacher_metrics.tokens_per_s,
+        teacher_metrics=teacher_metrics,
+        speedup=manifest.metrics.tokens_per_s / teacher_metrics.tokens_per_s,
         steps=[*map(wording.describe_step, recipe["steps"]), wording.describe_export(export)],
         reference=f"{manifest.recipe_name}/{manifest.export}@sha256:{manifest.digest[:12]}",
         store_uri=store_uri,

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra.lease import is_gone, read_holder
 from tasks.errors import StorageError
+from tasks.publish.artifact import artifact_prefix
 from tasks.publish.channels import parse_entry
-from tasks.publish.manifest import artifact_prefix
 
 if TYPE_CHECKING:
     from infra.storage import Store

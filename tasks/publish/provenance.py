@@ -54,7 +54,8 @@ class Provenance(Record):
     alignment: int
     """The multiple to which every pruned width was kept."""
     teacher: ModelRef
-    teacher_metrics: Metrics
+    teacher_metrics: Metrics | None
+    """None where nothing was evaluated, as before a data set."""
     data: dict[str, str]
     """sha256 by use: calibration, evaluation, corpus, ..."""
     code_version: str
@@ -69,7 +70,7 @@ def gather_provenance(
     recipe: Recipe,
     teacher: ModelRef,
     teacher_folder: Path,
-    teacher_metrics: Metrics,
+    teacher_metrics: Metrics | None,
     data: dict[str, str],
 ) -> Provenance:
     sources = [p for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))]

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Literal
 
 from infra.storage import localize, put_folder
 from tasks.errors import QualityGateError, StorageError
+from tasks.publish.artifact import MANIFEST_NAME, artifact_prefix, list_entries
 from tasks.publish.channels import ChannelEntry, append_entry, read_newest, read_turned_away
 from tasks.publish.load_check import Probe, check_loads
 from tasks.publish.manifest import (
-    MANIFEST_NAME,
+    AnyManifest,
     Manifest,
-    artifact_prefix,
     artifact_ref,
-    list_entries,
     make_manifest,
     parse_manifest,
     read_manifest,
+    read_model_manifest,
 )
 from tasks.publish.model_card import write_model_card
 from tasks.publish.provenance import Provenance
@@ -83,7 +83,7 @@ def publish_export(
     assert release.gate.passed
     name, export, digest = release.provenance.recipe["name"], release.export, release.model.digest
     if store.exists(f"{artifact_prefix(name, export, digest)}/{MANIFEST_NAME}"):
-        manifest = read_manifest(store, name, export, digest)
+        manifest = read_model_manifest(store, name, export, digest)
     else:
         manifest = upload(store, release, probe, report_html, signing_key)
     outcome = advance_channel(store, manifest, release.champion, channel, by, why, regate)
@@ -93,7 +93,7 @@ def publish_export(
 def upload(
     store: Store, release: Release, probe: Probe, report_html: str, signing_key: Path | None
 ) -> Manifest:
-    """Check that the model loads, then write its files, card and report, and the manifest last."""
+    """Check that the model loads, then write the artifact."""
     folder = localize(store, release.model.uri)
     manifest = make_manifest(
         provenance=release.provenance,
@@ -106,10 +106,30 @@ def upload(
         stages=release.stages,
         parent=release.champion,
     )
+    card = write_model_card(manifest, store.uri)
+    write_artifact(store, manifest, folder, "files", card, report_html, signing_key)
+    return read_model_manifest(store, manifest.recipe_name, manifest.export, manifest.digest)
+
+
+def write_artifact(
+    store: Store,
+    manifest: AnyManifest,
+    folder: Path,
+    place: str,
+    card: str,
+    report_html: str,
+    signing_key: Path | None,
+) -> None:
+    """Write an artifact's files, its card and report, and the manifest last.
+
+    Args:
+        folder: Holds the files.
+        place: Of the folder within the artifact: `files`, or below it.
+    """
     prefix = manifest.prefix
     try:
-        put_folder(store, folder, f"{prefix}/files")
-        store.write(f"{prefix}/README.md", write_model_card(manifest, store.uri).encode())
+        put_folder(store, folder, f"{prefix}/{place}")
+        store.write(f"{prefix}/README.md", card.encode())
         store.write(f"{prefix}/report.html", report_html.encode())
         expected = {f"{prefix}/files/{path}": f.bytes for path, f in manifest.files.items()}
         stored = store.sizes(f"{prefix}/files")
@@ -125,7 +145,6 @@ def upload(
         raise StorageError(f"{store.uri}/{prefix} could not be written: {error}") from error
     if created and written != parse_manifest(data, prefix):
         raise StorageError(f"{store.uri}/{prefix}/{MANIFEST_NAME} does not read back as written")
-    return written
 
 
 def trusts_code(release: Release) -> bool:
@@ -135,14 +154,18 @@ def trusts_code(release: Release) -> bool:
 
 def advance_channel(
     store: Store,
-    manifest: Manifest,
+    manifest: AnyManifest,
     gated_against: str | None,
     channel: str,
     by: str,
     why: str,
-    regate: Regate,
+    regate: Regate | None,
 ) -> Literal["published", "unchanged", "held"]:
-    """Append the artifact to its channel, gated against whatever stands there at that moment."""
+    """Append the artifact to its channel, gated against whatever stands there at that moment.
+
+    Args:
+        regate: None for what is not gated.
+    """
     name, export, digest = manifest.recipe_name, manifest.export, manifest.digest
     entry: ChannelEntry | None = None
     while entry is None:
@@ -151,8 +174,8 @@ def advance_channel(
             return "unchanged"
         if digest in read_turned_away(store, name, export, channel):
             return "held"
-        if newest and newest.digest != gated_against:
-            champion = read_manifest(store, name, export, newest.digest)
+        if regate and newest and newest.digest != gated_against:
+            champion = read_model_manifest(store, name, export, newest.digest)
             report = regate(artifact_ref(store, champion))
             if not report.passed:
                 reasons = "; ".join(check.reason for check in report.checks if check.reason)

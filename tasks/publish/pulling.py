@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from infra.file_store import sync, temporary_file
 from tasks.digests import digest_file, list_files
 from tasks.errors import StorageError
-from tasks.publish.manifest import MANIFEST_NAME, FileEntry, Manifest, parse_manifest
+from tasks.publish.artifact import MANIFEST_NAME, FileEntry
+from tasks.publish.manifest import AnyManifest, parse_manifest
 from tasks.publish.references import show
 from tasks.publish.signing import check_signature, load_verify_key
 
@@ -36,8 +37,8 @@ def pull(
     num_threads: int = 8,
     progress: Progress = lambda done, total: None,
     verify_key: Path | None = None,
-) -> Manifest:
-    """Make `dest` the model folder that a reference names, with its manifest.json.
+) -> AnyManifest:
+    """Make `dest` the folder of files that a reference names, with its manifest.json.
 
     A `dest` that holds this artifact already is left alone; an older pull is replaced, provided
     that every file in it is still as it was pulled.
@@ -70,7 +71,7 @@ def pull(
     return manifest
 
 
-def read_again(store: Store, manifest: Manifest) -> bytes:
+def read_again(store: Store, manifest: AnyManifest) -> bytes:
     """Return a manifest's own bytes, which are what is signed, and what lies beside the files.
 
     Raises:
@@ -140,7 +141,7 @@ def holds(path: Path, entry: FileEntry) -> bool:
 
 
 def download(
-    store: Store, manifest: Manifest, folder: Path, num_threads: int, progress: Progress
+    store: Store, manifest: AnyManifest, folder: Path, num_threads: int, progress: Progress
 ) -> None:
     """Fill a folder with the manifest's files, keeping those that are there and right."""
     wanted = {*manifest.files, MANIFEST_NAME}

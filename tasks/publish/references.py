@@ -11,14 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tasks.publish.artifact import MANIFEST_NAME, artifact_prefix
 from tasks.publish.channels import read_newest
-from tasks.publish.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    artifact_prefix,
-    read_manifest,
-    read_manifests,
-)
+from tasks.publish.manifest import AnyManifest, Manifest, read_manifest, read_manifests
 from tasks.records import Record
 
 if TYPE_CHECKING:
@@ -51,9 +46,12 @@ class Listing(Record):
     channels: list[str]
     """Those that serve it now."""
     created: str
-    num_parameters: int
     num_bytes: int
-    nats_per_token: float
+    num_parameters: int | None = None
+    """None, as nats_per_token, of a data set."""
+    nats_per_token: float | None = None
+    num_rows: int | None = None
+    """None of a model."""
 
 
 def parse_reference(text: str) -> Reference:
@@ -67,7 +65,7 @@ def parse_reference(text: str) -> Reference:
     return Reference(match["recipe"], match["export"], channel, match["digest"])
 
 
-def show(store: Store, text: str) -> Manifest:
+def show(store: Store, text: str) -> AnyManifest:
     """Return the manifest of the artifact that a reference names.
 
     Raises:
@@ -85,7 +83,7 @@ def show(store: Store, text: str) -> Manifest:
     return found
 
 
-def find_default(store: Store, reference: Reference) -> Manifest:
+def find_default(store: Store, reference: Reference) -> AnyManifest:
     names = children(store, f"channels/{reference.recipe}/")
     served = [read_served(store, reference.recipe, e, reference.channel) for e in names]
     manifests = {m.export: m for m in served if m is not None}
@@ -101,7 +99,7 @@ def find_default(store: Store, reference: Reference) -> Manifest:
     return manifests[default]
 
 
-def find_digest(store: Store, reference: Reference) -> Manifest:
+def find_digest(store: Store, reference: Reference) -> AnyManifest:
     """Find an artifact by the first digits of its digest, in one export or in all."""
     scope = f"{reference.export}/{reference.digest}" if reference.export else ""
     keys = manifest_keys(store, f"artifacts/{reference.recipe}/{scope}")
@@ -114,7 +112,7 @@ def find_digest(store: Store, reference: Reference) -> Manifest:
     return read_manifest(store, *found[0])
 
 
-def read_served(store: Store, recipe: str, export: str, channel: str) -> Manifest | None:
+def read_served(store: Store, recipe: str, export: str, channel: str) -> AnyManifest | None:
     entry = read_newest(store, recipe, export, channel)
     return read_manifest(store, recipe, export, entry.digest) if entry else None
 
@@ -165,16 +163,19 @@ def list_artifacts(store: Store, recipe: str | None = None) -> list[Listing]:
     manifests = read_manifests(store, found)
     manifests.sort(key=lambda m: m.provenance.created, reverse=True)
     manifests.sort(key=lambda m: (m.recipe_name, m.export))
-    return [
-        Listing(
-            recipe=m.recipe_name,
-            export=m.export,
-            digest=m.digest,
-            channels=serving.get(m.prefix, []),
-            created=m.provenance.created,
-            num_parameters=m.num_parameters,
-            num_bytes=m.num_bytes,
-            nats_per_token=m.metrics.nats_per_token,
-        )
-        for m in manifests
-    ]
+    return [describe_artifact(m, serving.get(m.prefix, [])) for m in manifests]
+
+
+def describe_artifact(manifest: AnyManifest, channels: list[str]) -> Listing:
+    model = manifest if isinstance(manifest, Manifest) else None
+    return Listing(
+        recipe=manifest.recipe_name,
+        export=manifest.export,
+        digest=manifest.digest,
+        channels=channels,
+        created=manifest.provenance.created,
+        num_bytes=manifest.num_bytes,
+        num_parameters=model.num_parameters if model else None,
+        nats_per_token=model.metrics.nats_per_token if model else None,
+        num_rows=None if isinstance(manifest, Manifest) else manifest.num_rows,
+    )

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.errors import StorageError
-from tasks.publish.manifest import MANIFEST_NAME, parse_manifest
+from tasks.publish.artifact import MANIFEST_NAME
+from tasks.publish.manifest import parse_manifest
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import (

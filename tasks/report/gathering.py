@@ -55,6 +55,7 @@ def gather_report(
             for model in record.models
             if model.kind in ("distill", "comparison") and (curve := loss_curve(store, made, model))
         ],
+        corpus=record.corpus,
         protocol=protocols(record.models),
         versions=versions,
         recipe_yaml=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),

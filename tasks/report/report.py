@@ -9,7 +9,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import Field
 
-from tasks.records import ArtifactRef, Difference, GateReport, Record, StageResult
+from tasks.records import (
+    ArtifactRef,
+    CorpusResult,
+    Difference,
+    GateReport,
+    Record,
+    StageResult,
+)
 from tasks.report import wording
 from tasks.report.evidence_figures import draw_loss, draw_methods, draw_scatter
 from tasks.report.front_figure import FrontPoint, draw_front
@@ -121,6 +128,7 @@ class ReportData(Record):
     comparisons: tuple[Comparison, ...] = ()
     pruning: tuple[PruningEvidence, ...] = ()
     training: tuple[LossCurve, ...] = ()
+    corpus: CorpusResult | None = None
     protocol: dict[str, str]
     """How the numbers were measured, by kind of number."""
     versions: dict[str, str]
@@ -178,6 +186,8 @@ def headline(data: ReportData) -> str:
         names = [export.name for export in data.exports if export.outcome == outcome]
         if names:
             said.append(f"{outcome} {wording.join_words(names)}")
+    if data.corpus and not data.exports:
+        said.append(f"built a corpus of {data.corpus.corpus.num_documents:,} rows")
     text = ", ".join(said) or "no export was reached"
     return f"{text[:1].upper()}{text[1:]}."
 

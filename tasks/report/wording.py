@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from tasks.records import Difference, GateCheck
+from tasks.records import CorpusRef, CorpusStep, Difference, GateCheck
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -154,6 +154,28 @@ def describe_export(export: dict[str, Any]) -> str:
 
 def describe_losses(losses: Sequence[dict[str, Any]]) -> str:
     return " + ".join(f"{loss['weight']:g} x {loss['name']}" for loss in losses)
+
+
+def list_accounts(steps: Sequence[CorpusStep], corpus: CorpusRef) -> list[str]:
+    """Say of each reason how many rows a corpus lost to it, before the filters and by them."""
+    refused = [
+        f"{step.title} refused {count:,}: {reason}"
+        for step in steps
+        for reason, count in step.refused.items()
+    ]
+    dropped = [f"filters dropped {count:,}: {reason}" for reason, count in corpus.dropped.items()]
+    return refused + dropped
+
+
+def list_contents(corpus: CorpusRef) -> list[tuple[str, str, int]]:
+    """(what, its name, rows kept) of each source, label, licence and writing model."""
+    counted = {
+        "source": corpus.sources,
+        "label": corpus.outputs,
+        "licence": corpus.licences,
+        "written by": corpus.generators,
+    }
+    return [(what, name, n) for what, counts in counted.items() for name, n in counts.items()]
 
 
 def join_words(words: Sequence[str], last: str = "and") -> str:

@@ -48,8 +48,8 @@ function measure() {
     clashes: clashes,
     smallest_px: Math.min(...texts.map(t => 12 * box(t.ownerSVGElement).width /
       t.ownerSVGElement.viewBox.baseVal.width)),
-    narrow_shown: seen(page.querySelector(".narrow")),
-    wide_shown: seen(page.querySelector(".wide")),
+    narrow_shown: [...page.querySelectorAll(".narrow")].some(seen),
+    wide_shown: [...page.querySelectorAll(".wide")].some(seen),
     background: view.getComputedStyle(page.body).backgroundColor,
     ink: view.getComputedStyle(page.body).color,
   };

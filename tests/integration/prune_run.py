@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from infra.local_executor import LocalExecutor
 from infra.storage import FileStore, Store
 from tasks.models.checkpoint import describe_model
 from tasks.prune.pruning import prune
 from tasks.prune_options import PruneOptions
 from tasks.records import ModelRef, TextRef
-from tasks.stage import Executor, StageSpace
+from tasks.stage import Executor
+from tests.unit.stage_space import make_space
 
 PREFIX = "stages/prune/key"
 OPTIONS = {
@@ -53,14 +53,7 @@ def run_stage(
     **options: Any,
 ) -> Pruned:
     """Run it with OPTIONS and these; the name of the scratch folder names the attempt."""
-    space = StageSpace(
-        store=store,
-        executor=executor or LocalExecutor(),
-        prefix=PREFIX,
-        attempt=scratch.name,
-        scratch=scratch,
-        progress=lambda done, total: None,
-    )
+    space = make_space(store, scratch, prefix=PREFIX, attempt=scratch.name, executor=executor)
     stage_options = PruneOptions(**OPTIONS | options).model_dump() | {
         "seed": 0,
         "alignment": alignment,

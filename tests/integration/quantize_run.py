@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from infra.local_executor import LocalExecutor
 from infra.storage import FileStore
 from tasks.models.checkpoint import describe_model
 from tasks.plugins import resolve_options
@@ -21,7 +20,8 @@ from tasks.quantize import quantization
 from tasks.quantize.block_work import BlockWork
 from tasks.quantize.calibration import Prefix
 from tasks.records import ModelRef, TextRef
-from tasks.stage import Executor, StageSpace
+from tasks.stage import Executor
+from tests.unit.stage_space import make_space
 
 PREFIX = "stages/quantize/key"
 OPTIONS = {
@@ -66,14 +66,7 @@ def run_stage(
     **method_options: Any,
 ) -> ModelRef:
     """Run it with OPTIONS and these; the name of the scratch folder names the attempt."""
-    space = StageSpace(
-        store=store,
-        executor=executor or LocalExecutor(),
-        prefix=PREFIX,
-        attempt=scratch.name,
-        scratch=scratch,
-        progress=lambda done, total: None,
-    )
+    space = make_space(store, scratch, prefix=PREFIX, attempt=scratch.name, executor=executor)
     chosen = resolve_options("method", method, method_options)
     own = {"method": method, "method_options": chosen, "format": export_format, "dtype": dtype}
     return quantization.quantize_model(

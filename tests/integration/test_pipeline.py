@@ -159,7 +159,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(
         return any((place.store / "stages" / stage).glob("*/*"))
 
     family = []
-    for stage in ("evaluate", "corpus", "prune", "distill", "quantize"):
+    for stage in ("evaluate", "source", "prune", "distill", "quantize"):
         family += place.kill_when(partial(begun, stage), "run", shared_recipe)
     artifacts = place.store / "artifacts"
     family += place.kill_when(lambda: any(artifacts.rglob("*.safetensors")), "run", shared_recipe)

@@ -138,7 +138,11 @@ def test_a_night_ends_at_its_deadline_and_frees_its_workers(
 
     record = json.loads(out)
     assert record["status"] == "deadline" and record["exports"] == []
-    assert [stage["title"] for stage in record["stages"]] == ["evaluate teacher", "corpus"]
+    assert [stage["title"] for stage in record["stages"]] == [
+        "evaluate teacher",
+        "source 1 local_text",
+        "corpus",
+    ]
     assert finished_runs(place) == [record]
     assert "the deadline" in err and "to go on from there: nightpress run" in err
     stages = {s["title"]: s["outcome"] for s in place.run_json("plan", endless_recipe)["stages"]}

@@ -3,7 +3,17 @@
 import math
 import random
 
-from tasks.records import ArtifactRef, Difference, GateCheck, GateReport, StageResult
+from tasks.records import (
+    ArtifactRef,
+    CorpusRef,
+    CorpusResult,
+    CorpusStep,
+    Difference,
+    GateCheck,
+    GateReport,
+    PublishedCorpus,
+    StageResult,
+)
 from tasks.report.report import (
     Comparison,
     ExportOutcome,
@@ -92,6 +102,39 @@ def make_export(name: str, gate: GateReport, num_bytes: int, description: str) -
     )
 
 
+def make_corpus() -> CorpusResult:
+    return CorpusResult(
+        corpus=CorpusRef(
+            uri="store://stages/corpus/1",
+            digest="c" * 64,
+            num_blocks=4_100,
+            block_tokens=256,
+            num_documents=11_220,
+            dropped={"exact duplicate": 780, "shares a 13-gram with the evaluation text": 12},
+            sources={"local_text": 8_000, "self_instruct": 3_220},
+            outputs={"negative": 5_580, "positive": 5_640},
+            licences={"CC0-1.0": 8_000, "unknown": 3_220},
+            generators={"LlamaForCausalLM f867df0ed617": 3_220},
+        ),
+        steps=[
+            CorpusStep(
+                title="source 1 self_instruct",
+                num_rows=4_012,
+                refused={"too near an earlier one (ROUGE-L 0.7 or more)": 377, "malformed": 41},
+                spent={"requests": 4_430, "prompt_tokens": 1_204_000, "completion_tokens": 310_500},
+            ),
+            CorpusStep(title="source 2 local_text", num_rows=8_000, refused={}, spent={}),
+        ],
+        published=PublishedCorpus(
+            digest="9" * 64,
+            uri="s3://models/artifacts/docs-lm/corpus/999",
+            num_rows=11_220,
+            num_bytes=4_100_000,
+            outcome="published",
+        ),
+    )
+
+
 def make_report(num_layers: int = 6, ffn_width: int = 384) -> ReportData:
     rng = random.Random(0)
     int4, int8 = 1_004_000, 1_766_000
@@ -99,7 +142,8 @@ def make_report(num_layers: int = 6, ffn_width: int = 384) -> ReportData:
     loss = [2.1 * math.exp(-step / 40) + 1.15 + rng.gauss(0, 0.03) for step in range(300)]
     nodes = ["node-a", "node-b"]
     stages = [
-        ("corpus", "corpus", "cached", 184.0),
+        ("source 1 teacher_samples", "source", "cached", 180.0),
+        ("corpus", "corpus", "cached", 4.0),
         ("1 prune", "prune", "computed", 96.4),
         ("2 from scratch", "distill", "computed", 201.8),
         ("2 distill", "distill", "computed", 212.3),
@@ -215,6 +259,7 @@ def make_report(num_layers: int = 6, ffn_width: int = 384) -> ReportData:
                 loss=[value + 2.2 * math.exp(-i / 90) for i, value in enumerate(loss)],
             ),
         ],
+        corpus=make_corpus(),
         protocol={
             "quality": f"{PROTOCOL}, text 3f9c1a2b7d10",
             "speed": "prefill of 8 x 256 tokens, median of 7, float32 on cpu, 1 thread(s)",

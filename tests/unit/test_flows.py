@@ -11,7 +11,7 @@ from infra.storage import open_store
 from tasks.inputs import find_inputs
 from tasks.models.checkpoint import describe_model
 from tasks.recipe_file import load_recipe
-from tasks.stages import corpus_stage, distill_stage, from_scratch
+from tasks.stages import distill_stage, from_scratch, source_stage
 
 
 def test_a_plan_of_an_empty_store_computes_everything(recipe_file: Path, tmp_path: Path) -> None:
@@ -19,10 +19,12 @@ def test_a_plan_of_an_empty_store_computes_everything(recipe_file: Path, tmp_pat
     store = open_store(f"file://{tmp_path}/store")
     plan = make_plan(recipe, find_inputs(recipe, store), store)
     titles = [stage.title for stage in plan.stages]
-    assert titles[:3] == ["evaluate teacher", "corpus", "1 prune"]
-    assert titles[-1] == "evaluate int8" and len(titles) == 12
-    assert {stage.outcome for stage in plan.stages[:3]} == {"to compute"}
-    assert {stage.outcome for stage in plan.stages[3:]} == {"follows"}
+    sources = ["source 1 teacher_samples", "source 2 local_text"]
+    assert titles[:5] == ["evaluate teacher", *sources, "corpus", "1 prune"]
+    assert titles[-1] == "evaluate int8" and len(titles) == 14
+    known = [stage.title for stage in plan.stages if stage.outcome == "to compute"]
+    assert known == ["evaluate teacher", *sources, "1 prune"]
+    assert {s.outcome for s in plan.stages if s.title not in known} == {"follows"}
     assert not (tmp_path / "store").exists(), "a plan writes nothing"
 
 
@@ -44,7 +46,7 @@ def test_where_and_for_whom_is_in_no_key(recipe_file: Path, tmp_path: Path) -> N
     ):
         recipe = load_recipe(recipe_file, [override])
         inputs = find_inputs(recipe, store)
-        keys.add(corpus_stage(recipe, inputs.teacher, inputs.texts).key)
+        keys.add(source_stage(recipe, 1, inputs.teacher, inputs.sources[0]).key)
     assert len(keys) == 1
 
 

@@ -18,7 +18,7 @@ from tasks.inputs import find_inputs
 from tasks.recipe import Recipe
 from tasks.recipe_file import load_recipe
 from tasks.records import EvaluatedModel, ExportResult, ModelRef, RunRecord
-from tasks.stages import corpus_stage
+from tasks.stages import source_stage
 from tests.unit.artifact_factory import RECIPE, metrics, passed_gate
 from tests.unit.report_factory import make_gate
 
@@ -214,7 +214,7 @@ def test_hooks_are_read_from_yaml_and_in_no_key(recipe_file: Path, tmp_path: Pat
         recipe_file.write_text(text)
         recipe = load_recipe(recipe_file)
         inputs = find_inputs(recipe, open_store(f"file://{tmp_path}/store"))
-        return corpus_stage(recipe, inputs.teacher, inputs.texts).key
+        return source_stage(recipe, 1, inputs.teacher, inputs.sources[0]).key
 
     plain = recipe_file.read_text()
     hooks = "notify: [{webhook_env: TEAM_HOOK, on: [failed, published]}]\n"

@@ -11,8 +11,6 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from infra.local_executor import LocalExecutor
-from infra.storage import FileStore
 from tasks.models.checkpoint import describe_model
 from tasks.prune.network_importance import score_group
 from tasks.prune.pruning import prune
@@ -28,7 +26,7 @@ from tasks.prune.units.slicing import build_sliced, slice_weights
 from tasks.prune.units.units import Kept, Sublayer, Units
 from tasks.prune_options import PruneOptions
 from tasks.records import ModelRef, TextRef
-from tasks.stage import StageSpace
+from tests.unit.stage_space import make_space
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -129,14 +127,7 @@ def run(make_llama: Callable[..., Path], text_file: Path, tmp_path: Path) -> Run
 
     def start(**chosen: Any) -> tuple[ModelRef, Path, dict[str, Any]]:
         place = tmp_path / str(next(attempts))
-        space = StageSpace(
-            store=FileStore(f"file://{place / 'store'}"),
-            executor=LocalExecutor(),
-            prefix="stages/prune/key",
-            attempt="attempt",
-            scratch=place / "scratch",
-            progress=lambda done, total: None,
-        )
+        space = make_space(place / "store", place / "scratch")
         text = TextRef(uri=str(text_file), digest="", num_bytes=0)
         model = describe_model(source, str(source))
         record = prune(space, list_options(**chosen), model=model, calibration=text)

@@ -16,8 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from flows.planning import make_plan
 from flows.preflight import check_shape
-from infra.local_executor import LocalExecutor
-from infra.storage import FileStore, open_store
+from infra.storage import open_store
 from tasks.inputs import Inputs, find_inputs
 from tasks.models.checkpoint import describe_model
 from tasks.prune.budgets.budget import Cost, Room, best_shape, find_finalists, interpolate_rise
@@ -30,8 +29,8 @@ from tasks.prune_options import PruneOptions
 from tasks.recipe import Recipe
 from tasks.recipe_file import load_recipe
 from tasks.records import ModelRef, TextRef
-from tasks.stage import StageSpace
 from tasks.stages import prune_stage
+from tests.unit.stage_space import make_space
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -127,14 +126,7 @@ def run(
     """Run the stage on a random Llama; return its record, the model and the evidence."""
 
     def start(alignment: int = 16, **chosen: Any) -> tuple[ModelRef, Any, dict[str, Any]]:
-        space = StageSpace(
-            store=FileStore(f"file://{tmp_path / 'store'}"),
-            executor=LocalExecutor(),
-            prefix="stages/prune/key",
-            attempt="attempt",
-            scratch=tmp_path / "scratch",
-            progress=lambda done, total: None,
-        )
+        space = make_space(tmp_path / "store", tmp_path / "scratch")
         settings = {"method": "criterion", "windows_per_submodel": 2} | chosen
         given = PruneOptions(**settings).model_dump() | {
             "seed": 0,

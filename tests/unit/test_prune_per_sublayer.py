@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
-from infra.local_executor import LocalExecutor
-from infra.storage import FileStore
 from tasks.errors import CheckpointError
 from tasks.models.checkpoint import describe_model
 from tasks.models.folder import copy_companions
@@ -31,7 +29,7 @@ from tasks.publish.load_check import Probe, check_loads
 from tasks.quantize.formats.safetensors import write
 from tasks.recipe_file import load_recipe
 from tasks.records import ModelRef, TextRef
-from tasks.stage import StageSpace
+from tests.unit.stage_space import make_space
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -110,14 +108,7 @@ def run(make_llama: Callable[..., Path], text_file: Path, tmp_path: Path) -> Run
 
     def start(alignment: int = 8, **chosen: Any) -> tuple[ModelRef, Path, dict[str, Any]]:
         place = tmp_path / str(next(attempts))
-        space = StageSpace(
-            store=FileStore(f"file://{place / 'store'}"),
-            executor=LocalExecutor(),
-            prefix="stages/prune/key",
-            attempt="attempt",
-            scratch=place / "scratch",
-            progress=lambda done, total: None,
-        )
+        space = make_space(place / "store", place / "scratch")
         settings = {"method": "criterion", "windows_per_submodel": 2} | chosen
         given = PruneOptions(**settings).model_dump() | {
             "seed": 0,

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from infra.local_executor import LocalExecutor
-from infra.storage import FileStore
 from tasks.digests import digest_file, list_files
 from tasks.models.checkpoint import describe_model
 from tasks.plugins import load_plugin
@@ -26,7 +25,7 @@ from tasks.prune.sweep.sweep import Choice
 from tasks.prune.unit_statistics import calibrate
 from tasks.prune_options import PruneOptions
 from tasks.records import TextRef
-from tasks.stage import StageSpace
+from tests.unit.stage_space import make_space
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -107,13 +106,8 @@ def run(make_llama: Callable[..., Path], text_file: Path, tmp_path: Path) -> Run
     def start(
         store: Path, executor: LocalExecutor | None = None, **chosen: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
-        space = StageSpace(
-            store=FileStore(f"file://{store}"),
-            executor=executor or LocalExecutor(),
-            prefix=PREFIX,
-            attempt="attempt",
-            scratch=tmp_path / f"scratch{next(attempts)}",
-            progress=lambda done, total: None,
+        space = make_space(
+            store, tmp_path / f"scratch{next(attempts)}", prefix=PREFIX, executor=executor
         )
         text = TextRef(uri=str(text_file), digest="", num_bytes=0)
         model = describe_model(source, str(source))

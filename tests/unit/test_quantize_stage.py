@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from infra.local_executor import LocalExecutor
 from infra.storage import FileStore
 from tasks.digests import digest_file, list_files
 from tasks.errors import CheckpointError
@@ -21,7 +20,7 @@ from tasks.quantize.methods import absmax
 from tasks.quantize.mixed_precision import stored_bits
 from tasks.quantize.quantization import quantize_model
 from tasks.records import ModelRef, TextRef
-from tasks.stage import StageSpace
+from tests.unit.stage_space import make_space
 
 
 class Killed(Exception):
@@ -65,12 +64,11 @@ def export(text_file: Path, tmp_path: Path) -> Callable[..., Exported]:
     ) -> Exported:
         progress: list[tuple[int, int]] = []
         attempt = f"attempt{next(attempts)}"
-        space = StageSpace(
-            store=store or FileStore(f"file://{tmp_path / attempt}"),
-            executor=LocalExecutor(),
+        space = make_space(
+            store or tmp_path / attempt,
+            tmp_path / f"scratch-{attempt}",
             prefix="stages/quantize/key",
             attempt=attempt,
-            scratch=tmp_path / f"scratch-{attempt}",
             progress=lambda done, total: progress.append((done, total)),
         )
         options = {

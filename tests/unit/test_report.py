@@ -50,7 +50,7 @@ def test_the_page_says_what_matters(page: str) -> None:
         "No champion on the channel yet",
         "nightpress pull docs-lm/int4@sha256:",
         "9 min 12 s of work was computed; 3 min 04 s was saved",
-        "cached, 3 min 04 s saved",
+        "cached, 3 min 00 s saved",
         "3 min 32 s on node-a, node-b, 1.51 GB a worker",
         "1 min 36 s on node-a, node-b 2 from scratch",
         "int8 842 k 1.77 MB 31% 3.424 +0.181 30.69 14,800",

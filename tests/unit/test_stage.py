@@ -14,6 +14,7 @@ from tasks import stage as stage_module
 from tasks.code_version import code_version, imported_files, module_file
 from tasks.records import TextRef
 from tasks.stage import Stage, StageSpace, clear_scratch, read_completion, run_stage
+from tests.unit.stage_space import make_space
 
 CALLS: list[str] = []
 
@@ -137,7 +138,7 @@ def test_code_version_follows_imports_of_ours_but_not_type_checking_ones() -> No
     source = module_file("tasks.corpus.building")
     assert source is not None
     found = {path.name for path in imported_files(source)}
-    assert {"packing.py", "text.py"} <= found
+    assert {"packing.py", "task_text.py"} <= found
     assert "stage.py" not in found  # imported for its types alone
 
 
@@ -147,3 +148,15 @@ def test_a_plugins_source_enters_the_key_only_where_it_is_chosen() -> None:
     assert source is not None and filters is not None
     assert code_version([source]) != code_version([source, filters])
     assert module_file("torch") is None
+
+
+def test_units_stream_in_their_order_and_only_one_is_read_at_a_time(tmp_path: Path) -> None:
+    CALLS.clear()
+    space = make_space(tmp_path / "store", tmp_path / "scratch")
+    parts = space.stream_units(shout, list("abc"), str, group="letters")
+    assert next(parts) == b"A"
+    assert CALLS == ["a", "b", "c"]
+    space.store.delete(f"{space.prefix}/units/letters/000002")
+    assert next(parts) == b"B"
+    with pytest.raises(FileNotFoundError):
+        next(parts)

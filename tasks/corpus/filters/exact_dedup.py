@@ -1,16 +1,28 @@
-"""Drop a document whose text was seen before."""
+"""Drop a row whose text was seen before."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from typing import Any
+
+from tasks.corpus.context import CorpusContext
+from tasks.corpus.filtering import Filter
+from tasks.corpus.rows import Row
+
+USES = ()
 
 
-def keep(texts: Iterable[str]) -> Iterator[str | None]:
-    """Yield for each text None where it is kept, or why it is dropped.
+def keep(context: CorpusContext) -> Filter:
+    """Compare rows by the sha256 of their texts: 32 bytes a row, whatever its length."""
+    return Filter(digest_texts, find_repeated)
 
-    Texts are compared by sha256, so memory is 32 bytes a document whatever their length.
-    """
+
+def digest_texts(state: None, rows: list[Row]) -> list[bytes]:
+    texts = ("\0".join([row["text"], row["text_pair"] or "", row["output"] or ""]) for row in rows)
+    return [hashlib.sha256(text.encode()).digest() for text in texts]
+
+
+def find_repeated(digests: Iterable[Any]) -> Iterator[str | None]:
     seen: set[bytes] = set()
-    for text in texts:
-        digest = hashlib.sha256(text.encode()).digest()
+    for digest in digests:
         yield "exact duplicate" if digest in seen else None
         seen.add(digest)

@@ -16,10 +16,13 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from pydantic import Field
 
-from tasks.corpus.source_context import SourceContext
+from tasks.corpus.context import CorpusContext
+from tasks.corpus.generation import name_model
 from tasks.corpus.text import bos_id
 from tasks.errors import CorpusError
 from tasks.models.checkpoint import load_model, load_tokenizer
+
+USES = ("teacher",)
 
 
 class Sampler(NamedTuple):
@@ -40,24 +43,36 @@ class Batch(NamedTuple):
 
 
 def read(
-    context: SourceContext,
+    context: CorpusContext,
     *,
     num_tokens: Annotated[int, Field(gt=0)],
     temperature: Annotated[float, Field(gt=0)] = 1.0,
     sample_tokens: Annotated[int, Field(gt=1)] = 256,
     batch_samples: Annotated[int, Field(gt=0)] = 32,
+    licence: str | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the documents in about `num_tokens` sampled tokens, rounded up to whole batches."""
+    """Yield the documents in about `num_tokens` sampled tokens, rounded up to whole batches.
+
+    Args:
+        licence: Of what the teacher writes.
+    """
     num_batches = -(-num_tokens // (batch_samples * sample_tokens))
     units = [
         Batch(context.seed * 1_000_003 + index, batch_samples, sample_tokens, temperature)
         for index in range(num_batches)
     ]
-    state = partial(
-        build_sampler, context.space.localizer, context.teacher.uri, context.trust_remote_code
-    )
-    for texts in context.space.compute_units(sample_batch, units, state, group=context.name):
-        yield from ({"text": text} for text in json.loads(texts))
+    teacher = context.teacher
+    assert teacher is not None
+    state = partial(build_sampler, context.space.localizer, teacher.uri, context.trust_remote_code)
+    results = context.space.stream_units(sample_batch, units, state, group=context.name)
+    for unit, texts in zip(units, results, strict=True):
+        for text in json.loads(texts):
+            yield {
+                "text": text,
+                "generator": name_model(teacher),
+                "seed": unit.seed,
+                "licence": licence,
+            }
 
 
 def build_sampler(

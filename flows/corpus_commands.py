@@ -1,0 +1,77 @@
+"""Commands on a recipe's corpus: build it without training anything, and look at what is stored."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.command_options import DEADLINE, AsJson, Overrides, RecipePath, emit, load, store_of
+from infra.settings import read_settings
+
+app = typer.Typer(name="corpus", no_args_is_help=True, help="Build a recipe's corpus; look at it.")
+
+
+@app.command()
+def build(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Publish the rows, as `corpus.publish: true` does.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Generate, label, filter and pack the rows of a recipe; a later `run` finds them stored."""
+    loaded = load(recipe, [*(overrides or []), *["corpus.publish=true"] * publish])
+    from flows.corpus_tables import print_built
+    from flows.make_corpus import build_corpus
+    from flows.preflight import preflight
+    from infra.prefect_server import prefect_api
+    from tasks.errors import CompressionError
+
+    preflight(loaded, corpus_alone=True)
+    with prefect_api(read_settings().home / "prefect"):
+        try:
+            record = build_corpus(loaded)
+        except ValueError as error:  # the recipe was found good: something else went wrong
+            raise CompressionError(str(error)) from error
+    emit(record.model_dump(mode="json")) if as_json else print_built(record)
+    if record.status == "deadline":
+        print(f"nightpress: {record.error}", file=sys.stderr)
+        raise typer.Exit(DEADLINE)
+
+
+@app.command()
+def show(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    samples: Annotated[int, typer.Option(min=0, help="Rows to print, from all over it.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is in a corpus that is stored: counts, reasons, balance, cost, and some rows."""
+    loaded = load(recipe, overrides)
+    from flows.corpus_tables import print_corpus, print_samples
+    from flows.make_corpus import read_corpus
+    from tasks.corpus.samples import sample_rows
+    from tasks.inputs import find_inputs
+
+    store = store_of(loaded)
+    try:
+        result = read_corpus(loaded, find_inputs(loaded, store), store)
+    except LookupError as error:
+        remedy = how_to_build(recipe, overrides)
+        raise ValueError(f"not built yet, {error} is not stored; {remedy}") from None
+    rows = sample_rows(store, result.corpus, samples)
+    if as_json:
+        emit(result.model_dump(mode="json") | {"samples": rows})
+    else:
+        print_corpus(result)
+        print_samples(rows)
+
+
+def how_to_build(recipe: Path, overrides: list[str] | None) -> str:
+    given = [part for override in overrides or [] for part in ("--set", override)]
+    return f"`{shlex.join(['nightpress', 'corpus', 'build', str(recipe), *given])}` makes it"

@@ -1,0 +1,82 @@
+"""An artifact, whatever is in it: its place in the store, its files, and that they add up."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from tasks.digests import digest_file, digest_files, list_files
+from tasks.publish.provenance import Provenance
+from tasks.records import Record, StageResult
+
+MANIFEST_NAME = "manifest.json"
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class FileEntry(Record):
+    sha256: Sha256
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class Artifact(BaseModel):
+    """The part of a manifest that models and data sets share."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    recipe_name: str
+    export: str
+    digest: Sha256
+    """sha256 of the lines `<sha256>  <path>` of all files, sorted by path."""
+    parent: Sha256 | None
+    """Digest of the artifact that the channel served when this one was made."""
+    num_bytes: int
+    """Sum over the files."""
+    files: dict[str, FileEntry]
+    """By relative path: all that a loader needs."""
+    stages: list[StageResult]
+    provenance: Provenance
+
+    @field_validator("files")
+    @classmethod
+    def check_paths(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        for path in files:
+            check_relative(path)
+        return files
+
+    @model_validator(mode="after")
+    def check_digest(self) -> Artifact:
+        if self.digest != digest_files({path: f.sha256 for path, f in self.files.items()}):
+            raise ValueError("the files' digests do not add up to the artifact's")
+        if self.num_bytes != sum(entry.bytes for entry in self.files.values()):
+            raise ValueError("the files' bytes do not add up to num_bytes")
+        return self
+
+    @property
+    def prefix(self) -> str:
+        return artifact_prefix(self.recipe_name, self.export, self.digest)
+
+    def to_json(self) -> bytes:
+        return self.model_dump_json(indent=1).encode()
+
+
+def artifact_prefix(recipe_name: str, export: str, digest: str) -> str:
+    return f"artifacts/{recipe_name}/{export}/{digest}"
+
+
+def check_relative(path: str) -> None:
+    """Raises: ValueError: the path could lead out of the folder that it is to be written into."""
+    parts = path.split("/")
+    inside = not ({"", ".", ".."} & set(parts)) and not any(c in path for c in "\\\0:")
+    if not inside or PurePosixPath(path).is_absolute() or path == MANIFEST_NAME:
+        raise ValueError(f"file path {path!r} is not a plain relative path inside the artifact")
+
+
+def list_entries(folder: Path) -> dict[str, FileEntry]:
+    """Hash and measure a folder's files."""
+    return {
+        path: FileEntry(sha256=digest_file(folder / path), bytes=(folder / path).stat().st_size)
+        for path in list_files(folder)
+    }

@@ -1,0 +1,50 @@
+"""`catalogue.html` at the store's root: every artifact and what serves it, on one page.
+
+The page is made from the store alone, so whoever writes it last writes what is true.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from tasks.publish.artifact import artifact_prefix
+from tasks.publish.references import Listing, list_artifacts
+from tasks.report import wording
+
+if TYPE_CHECKING:
+    from infra.storage import Store
+
+CATALOGUE = "catalogue.html"
+
+
+def write_catalogue(store: Store) -> None:
+    store.write(CATALOGUE, render_catalogue(list_artifacts(store), store.uri).encode())
+
+
+def render_catalogue(artifacts: list[Listing], store_uri: str) -> str:
+    """Render the page; links are relative to the store's root.
+
+    Args:
+        artifacts: In the order in which they are to stand.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
+    return environment.get_template("catalogue.html.jinja").render(
+        artifacts=artifacts,
+        served=sum(bool(artifact.channels) for artifact in artifacts),
+        channels=sorted({channel for artifact in artifacts for channel in artifact.channels}),
+        store_uri=store_uri,
+        prefix=lambda a: artifact_prefix(a.recipe, a.export, a.digest),
+        style=Markup(style),
+        wording=wording,
+    )
