@@ -4,9 +4,9 @@ from pathlib import Path
 
 from infra.storage import Store, put_folder
 from tasks.digests import digest_folder, list_files
+from tasks.publish.artifact import MANIFEST_NAME, list_entries
 from tasks.publish.channels import append_entry, read_newest
 from tasks.publish.load_check import LoadEvidence
-from tasks.publish.artifact import MANIFEST_NAME, list_entries
 from tasks.publish.manifest import Manifest, make_manifest
 from tasks.publish.provenance import Provenance, gather_provenance
 from tasks.recipe import Recipe

@@ -33,6 +33,8 @@ from tasks.publish.references import list_artifacts, show
 from tasks.recipe import Recipe
 from tasks.recipe_file import load_recipe
 from tasks.records import CorpusResult, PublishedCorpus, RunRecord, StageResult
+from tasks.report.gathering import gather_report
+from tasks.report.report import write_report
 from tasks.stage import Stage, run_stage
 
 NIGHTPRESS = str(Path(sys.executable).with_name("nightpress"))
@@ -79,7 +81,9 @@ def built(tmp_path_factory: pytest.TempPathFactory, shared_recipe: Path) -> Buil
     folder = tmp_path_factory.mktemp("corpus")
     lines = [{"text": f"the number {i % 30} of these rows", "label": i % 2} for i in range(40)]
     rows = folder / "rows.jsonl"
-    rows.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"text": "a", "label": 0}]))
+    rows.write_text(
+        "".join(json.dumps(line) + "\n" for line in [*lines, {"text": "a", "label": 0}])
+    )
     source = {"name": "local_text", "options": {"path": str(rows), "licence": "CC0-1.0"}}
     filters = [{"name": "exact_dedup"}, {"name": "length", "options": {"min_characters": 5}}]
     overrides = [
@@ -255,6 +259,8 @@ def test_tables_say_all_of_it(built: Built, capsys: pytest.CaptureFixture[str]) 
         exports=[],
         corpus=built.result.model_copy(update={"published": published}),
     )
+    report = write_report(gather_report(built.store, built.recipe, record, {}))
+    assert "Built a corpus of 30 rows." in report and "What it learned from" in report
     print_built(record)
     print_corpus(built.result)
     print_samples(sample_rows(built.store, built.result.corpus, 1))

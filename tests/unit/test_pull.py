@@ -18,8 +18,8 @@ from moto.server import ThreadedMotoServer
 from infra.storage import FileStore, S3Store, Store
 from tasks.digests import digest_files, digest_folder, list_files
 from tasks.errors import StorageError
-from tasks.publish.channels import rollback
 from tasks.publish.artifact import MANIFEST_NAME, check_relative
+from tasks.publish.channels import rollback
 from tasks.publish.manifest import Manifest
 from tasks.publish.pulling import hidden_sibling, pull
 from tasks.publish.references import list_artifacts

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.serialization import (
 from infra.storage import FileStore
 from tasks.errors import StorageError
 from tasks.publish import publishing
-from tasks.publish.load_check import LoadEvidence, Probe
 from tasks.publish.artifact import MANIFEST_NAME
+from tasks.publish.load_check import LoadEvidence, Probe
 from tasks.publish.manifest import Manifest
 from tasks.publish.publishing import Release, publish_export
 from tasks.publish.pulling import pull
