@@ -11,7 +11,6 @@ import shlex
 import signal
 import sys
 from dataclasses import asdict
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +18,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from flows import artifact_commands, corpus_commands, retrieval_commands
+from flows import artifact_commands, corpus_commands, retrieval_commands, schedule_commands
 from flows.command_options import (
     BAD_INPUT,
     DEADLINE,
@@ -44,6 +43,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+app.add_typer(schedule_commands.app)
 app.add_typer(artifact_commands.app)
 app.add_typer(corpus_commands.app)
 app.add_typer(retrieval_commands.app)
@@ -99,37 +99,6 @@ def run(
         raise typer.Exit(DEADLINE)
     if record.status == "refused":
         raise typer.Exit(REFUSED)
-
-
-@app.command("serve")
-def serve_command(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Run a recipe whenever its schedule says so, until this process is stopped."""
-    loaded = load(recipe, overrides)
-    from flows.preflight import preflight
-    from flows.run_nightly import serve_recipe
-
-    preflight(loaded)
-    if start := loaded.schedule.next_start(datetime.now(UTC)):
-        print(f"{loaded.name}: the next night begins {start:%Y-%m-%d %H:%M %Z}", file=sys.stderr)
-    serve_recipe(loaded)
-
-
-@app.command("deploy")
-def deploy_command(
-    recipe: RecipePath,
-    pool: Annotated[str, typer.Option(help="Prefect's work pool, of type process.")],
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """Have a Prefect server's workers run a recipe whenever its schedule says so."""
-    loaded = load(recipe, overrides)
-    from flows.run_nightly import deploy_recipe
-
-    name = deploy_recipe(loaded, pool)
-    if as_json:
-        emit({"deployment": name, "pool": pool})
-    else:
-        print(f"{name} is deployed; its nights run where `prefect worker start --pool {pool}` does")
 
 
 @app.command()

@@ -5,15 +5,11 @@ The page is made from the store alone, so whoever writes it last writes what is 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from tasks.publish.artifact import artifact_prefix
 from tasks.publish.references import Listing, list_artifacts
-from tasks.report import wording
+from tasks.report.page import render_page
 
 if TYPE_CHECKING:
     from infra.storage import Store
@@ -31,20 +27,11 @@ def render_catalogue(artifacts: list[Listing], store_uri: str) -> str:
     Args:
         artifacts: In the order in which they are to stand.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
-    return environment.get_template("catalogue.html.jinja").render(
+    return render_page(
+        "catalogue.html.jinja",
         artifacts=artifacts,
         served=sum(bool(artifact.channels) for artifact in artifacts),
         channels=sorted({channel for artifact in artifacts for channel in artifact.channels}),
         store_uri=store_uri,
         prefix=lambda a: artifact_prefix(a.recipe, a.export, a.digest),
-        style=Markup(style),
-        wording=wording,
     )

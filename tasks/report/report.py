@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from pydantic import Field
 
 from tasks.records import (
@@ -22,6 +19,7 @@ from tasks.report.evidence_figures import draw_loss, draw_methods, draw_scatter
 from tasks.report.front_figure import FrontPoint, draw_front
 from tasks.report.importance_figure import draw_importance
 from tasks.report.interval_figure import draw_check, draw_interval
+from tasks.report.page import render_page
 
 WIDE, NARROW = (980, 400), (358, 340)
 """Width and height of a figure on a desk and on a phone; CSS shows the one that fits."""
@@ -138,19 +136,11 @@ class ReportData(Record):
 def write_report(data: ReportData) -> str:
     """Render the page; the same record gives the same bytes."""
     computed = [stage for stage in data.stages if stage.outcome == "computed"]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["svg"] = Markup
     teacher = next((row for row in data.models if row.role == "teacher"), None)
     points, limits = front_points(data, teacher), front_limits(data, teacher)
-    return environment.get_template("report.html.jinja").render(
+    return render_page(
+        "report.html.jinja",
         data=data,
-        style=Markup((Path(__file__).parent / "report.css").read_text(encoding="utf-8")),
         headline=headline(data),
         teacher=teacher,
         rows={row.title: row for row in data.models},
@@ -162,7 +152,6 @@ def write_report(data: ReportData) -> str:
         widest_s=max((stage.seconds for stage in data.stages), default=0),
         computed_s=sum(stage.seconds for stage in computed),
         stored_s=sum(s.seconds for s in data.stages if s.outcome == "cached"),
-        wording=wording,
         draw_check=draw_check,
         draw_interval=draw_interval,
         draw_importance=draw_importance,

@@ -3,7 +3,7 @@
 from tests.benchmarks.data.scale import FULL, SMOKE
 from tests.benchmarks.running import run_benchmark
 
-PARTS = ("dedup", "streaming")
+PARTS = ("dedup", "students", "order", "streaming")
 
 if __name__ == "__main__":
     run_benchmark("data", PARTS, FULL, SMOKE)
