@@ -32,7 +32,9 @@ def run(subjects: list[Subject], scale: Scale) -> list[Table]:
 
 
 def tabulate(cells: Cells, subject: Subject, scale: Scale) -> Table:
+    quickest = {"method": "criterion", "criterion": {"name": "activation_norm"}, "repair": False}
     budgets: list[tuple[str, dict[str, Any]]] = [
+        ("activation norm alone", quickest),
         ("criterion alone", {"method": "criterion", "repair": False}),
         ("repair alone", {"method": "criterion"}),
         *((f"{number} sub-models", {"num_submodels": number}) for number in scale.budgets),
