@@ -32,6 +32,7 @@ from flows.command_options import (
     load,
     store_of,
 )
+from infra.redaction import redact
 from infra.settings import read_settings
 
 app = typer.Typer(
@@ -201,7 +202,7 @@ def main() -> None:
         code = 128 + received[-1]
         message = f"stopped by {signal.Signals(received[-1]).name}\n  {how_to_go_on()}"
     if message:
-        print(f"nightpress: {message}", file=sys.stderr)
+        print(f"nightpress: {redact(message)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -5,6 +5,7 @@ import sys
 from flows.night import Night
 from flows.publish_artifact import Verdict
 from flows.stopping import DeadlineReached
+from infra.redaction import redact
 from infra.storage import localize
 from tasks.inputs import Inputs
 from tasks.publish.provenance import Provenance, gather_provenance
@@ -59,7 +60,10 @@ def record_failure(
         status="deadline" if stopped else "failed",
         models=models,
         exports=[],
-        error=str(error) if stopped else f"{type(error).__name__}: {error}",
+        error=redact(
+            str(error) if stopped else f"{type(error).__name__}: {error}",
+            (hook.webhook_env for hook in recipe.notify),
+        ),
     )
     try:
         write_run(night, recipe, record, make_report(night, recipe, record, None))

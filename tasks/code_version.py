@@ -17,7 +17,9 @@ LIBRARIES = (
     "transformers",
     "compressed-tensors",
     "bm25s",
+    "datasets",
     "datasketch",
+    "pyarrow",
     "scikit-learn",
 )
 """Libraries whose version may change the bytes that a stage writes."""

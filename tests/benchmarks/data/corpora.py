@@ -17,8 +17,6 @@ from tasks.records import CorpusRef
 from tasks.stage import Stage, run_stage
 from tests.benchmarks.data.labelled_tasks import Case, Trial
 
-TEMPERATURE = 0.7
-
 
 class Built(NamedTuple):
     corpus: CorpusRef
@@ -90,6 +88,5 @@ def self_instruct(trial: Trial, num_rows: int, order: str) -> dict[str, Any]:
         "num_examples": 0,
         "round_rows": 256,
         "max_tokens": trial.task.max_tokens,
-        "temperature": TEMPERATURE,
     }
     return {"name": "self_instruct", "options": options | shape}

@@ -20,7 +20,7 @@ TEST_ROWS = {"full": None, "smoke": 60}
 """At most; None: all."""
 GOLD_ROWS = 300
 """Labelled by people: all that is known of the task, the generator's training text included."""
-CEILING_ROWS = 1200
+CEILING_ROWS = {"full": 1200, "smoke": 400}
 UNLABELLED_ROWS = {"full": 5000, "smoke": 500}
 AGNEWS_TEST_ROWS = 1500
 
@@ -37,6 +37,8 @@ class LabelledTask(NamedTuple):
     """Examples of each label that a few-shot prompt shows."""
     max_tokens: int
     """Of a generated text."""
+    cases_per_step: int
+    """That the generator learns from at once: fewer where they are longer."""
     training: list[Case]
     test: list[Case]
 
@@ -82,6 +84,7 @@ def find_tasks(scale: Scale) -> list[LabelledTask]:
             rules=SENTIMENT_RULES,
             shots=4,
             max_tokens=48,
+            cases_per_step=16,
             training=load(labelled / "sst2/train.jsonl", sentiments),
             test=load(labelled / "sst2/dev.jsonl", sentiments)[:most],
         ),
@@ -93,6 +96,7 @@ def find_tasks(scale: Scale) -> list[LabelledTask]:
             rules=TOPIC_RULES,
             shots=1,
             max_tokens=96,
+            cases_per_step=6,
             training=news[:-AGNEWS_TEST_ROWS],
             test=news[-AGNEWS_TEST_ROWS:][:most],
         ),
@@ -112,7 +116,14 @@ def draw(task: LabelledTask, seed: int, scale: Scale) -> Trial:
     random.Random(f"{task.name} {seed}").shuffle(pool)
     apart = GOLD_ROWS + UNLABELLED_ROWS[scale.name]
     folder = ROOT / f".nightpress/bench/data-{scale.name}/trials/{task.own_entry}-{seed}"
-    trial = Trial(task, seed, folder, pool[:GOLD_ROWS], pool[:CEILING_ROWS], pool[GOLD_ROWS:apart])
+    trial = Trial(
+        task,
+        seed,
+        folder,
+        pool[:GOLD_ROWS],
+        pool[: CEILING_ROWS[scale.name]],
+        pool[GOLD_ROWS:apart],
+    )
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(trial.path("gold"), trial.gold)
     write_rows(trial.path("unlabelled"), ({"text": c["text"]} for c in trial.unlabelled))

@@ -18,7 +18,6 @@ from tests.benchmarks.cells import Cell, Cells
 from tests.benchmarks.data import classifier
 from tests.benchmarks.data.corpora import Built, build, local_text, self_instruct
 from tests.benchmarks.data.labelled_tasks import (
-    CEILING_ROWS,
     GOLD_ROWS,
     SEEDS,
     Case,
@@ -118,7 +117,7 @@ def measure(task: LabelledTask, seed: int, subject: Subject, scale: Scale) -> Ce
         "these, and (c) or what there is of it": judge(
             trial, [*trial.gold, *retrieved, *generated]
         ),
-        f"{CEILING_ROWS} rows labelled by people": judge(trial, trial.ceiling),
+        f"{len(trial.ceiling)} rows labelled by people": judge(trial, trial.ceiling),
         "the commonest label": judge(trial, commonest(trial)),
     }
     generator = ask_generator(trial, subject.folder, writer, ASKED_ROWS[scale.name])

@@ -19,10 +19,9 @@ from tasks.corpus.prompts import BORDER, Input, ask_input, ask_input_for, ask_ou
 from tasks.corpus.task_text import render_prompt
 from tasks.corpus_options import Task
 from tasks.models.checkpoint import load_model, load_tokenizer, save_model
-from tests.benchmarks.data.labelled_tasks import Case, Trial
+from tests.benchmarks.data.labelled_tasks import Trial
 
 STEPS = {"full": 160, "smoke": 4}
-BATCH = 16
 MAX_TOKENS = 96
 """Learned of a case."""
 LEARNING_RATE = 2e-3
@@ -59,9 +58,9 @@ def compose(trial: Trial, step: int, rng: random.Random) -> tuple[str, list[str]
     task = Task(instruction=trial.task.instruction, kind="classification", labels=labels)
     if step % 2 == 0:
         label = labels[step // 2 % len(labels)]
-        cases = draw_cases([case for case in trial.gold if case["output"] == label], rng)
+        cases = rng.sample(trial.first(label, len(trial.gold)), trial.task.cases_per_step)
         return ask_input_for(task, [], label), [f" {case['text']}{BORDER}" for case in cases]
-    cases = draw_cases(trial.gold, rng)
+    cases = rng.sample(trial.gold, trial.task.cases_per_step)
     if step % 4 == 1:
         return ask_input(task, []), [f" {case['text']}{BORDER}" for case in cases]
     solved = [f" {case['text']}\nOutput: {case['output']}{BORDER}" for case in cases]
@@ -69,14 +68,13 @@ def compose(trial: Trial, step: int, rng: random.Random) -> tuple[str, list[str]
     return asks.removesuffix(" \nOutput:"), solved
 
 
-def draw_cases(cases: list[Case], rng: random.Random) -> list[Case]:
-    return rng.sample(cases, min(BATCH, len(cases)))
-
-
 def measure_loss(model: Any, tokenizer: Any, prompt: str, answers: list[str]) -> torch.Tensor:
     """Return the mean nats/token of the answers to one prompt."""
     before = encode_prompt(tokenizer, Prompt(prompt, seed=0, max_tokens=MAX_TOKENS))
-    after = [tokenizer(text, add_special_tokens=False).input_ids[:MAX_TOKENS] for text in answers]
+    after = [
+        tokenizer(text, add_special_tokens=False, verbose=False).input_ids[:MAX_TOKENS]
+        for text in answers
+    ]
     width = max(map(len, after))
     ids = torch.tensor([each + [0] * (width - len(each)) for each in after])
     learned = torch.tensor([each + [IGNORED] * (width - len(each)) for each in after])
