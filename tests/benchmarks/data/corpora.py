@@ -87,6 +87,7 @@ def self_instruct(trial: Trial, num_rows: int, order: str) -> dict[str, Any]:
     shape = {
         "num_examples": 0,
         "round_rows": 256,
+        "max_rounds": 20,
         "max_tokens": trial.task.max_tokens,
     }
     return {"name": "self_instruct", "options": options | shape}

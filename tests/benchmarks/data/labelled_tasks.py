@@ -32,7 +32,7 @@ class LabelledTask(NamedTuple):
     instruction: str
     labels: list[str]
     rules: str
-    """Weak ones, written without a look at the rows."""
+    """Weak ones, written before the first measurement and not changed since."""
     shots: int
     """Examples of each label that a few-shot prompt shows."""
     max_tokens: int

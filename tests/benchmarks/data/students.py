@@ -114,7 +114,7 @@ def measure(task: LabelledTask, seed: int, subject: Subject, scale: Scale) -> Ce
         "rows labelled by rules": judge_labels(trial, ruled),
         "(d) by rules, then self-training": judge_labels(trial, trained),
         f"the {GOLD_ROWS} rows that the generator knows": judge(trial, trial.gold),
-        "these, and (c) or what there is of it": judge(
+        "these, and all retrieved and generated": judge(
             trial, [*trial.gold, *retrieved, *generated]
         ),
         f"{len(trial.ceiling)} rows labelled by people": judge(trial, trial.ceiling),
