@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 import time
 import uuid
@@ -248,7 +249,7 @@ def run_stage(
             record=record.model_dump(),
             files=files,
             seconds=round(time.monotonic() - began, 3),
-            nodes=sorted(executor.nodes),
+            nodes=sorted(executor.nodes) or [socket.gethostname()],  # or nobody but this process
             peak_bytes=executor.peak_bytes,
         )
         data = json.dumps(completion.model_dump(), indent=1).encode()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,12 +69,14 @@ def test_a_stage_runs_once_and_is_then_a_hit(space_of: Any) -> None:
 
 
 def test_a_completion_tells_the_peak_memory_where_a_worker_ran(space_of: Any) -> None:
+    """And the node, even where nobody but the driver worked."""
     first, _ = space_of(letters("abc"))
     assert first.peak_bytes > 2**20  # an interpreter at least
     key = f"stages/letters/{letters('abc').key}/complete.json"
     space_of.store.delete(key)
     again, cached = space_of(letters("abc"))  # all units are stored: nobody works
     assert not cached and again.peak_bytes is None
+    assert again.nodes == [socket.gethostname()]
 
 
 def test_a_completion_of_before_peaks_were_measured_still_reads(space_of: Any) -> None:
