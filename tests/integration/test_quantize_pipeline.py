@@ -137,7 +137,7 @@ def test_mixed_widths_keep_to_their_bytes(finished: Finished, pulled: dict[str, 
 
 def test_the_run_tells_its_stages_and_nothing_of_the_libraries(finished: Finished) -> None:
     for line in finished.told.splitlines():
-        assert re.fullmatch(r"\d\d:\d\d:\d\d  [a-z0-9 ]+: (\d+/\d+|computed in \d+\.\d s)", line)
+        assert re.fullmatch(r"\d\d:\d\d:\d\d  [a-z0-9_ ]+: (\d+/\d+|computed in \d+\.\d s)", line)
 
 
 def test_plain_transformers_gives_the_manifests_loss(
