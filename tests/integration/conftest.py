@@ -1,8 +1,10 @@
 """Real servers for the integration tests, one of each per session."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
+import torch.distributed as dist
 
 from infra.prefect_server import running_server
 from tests.integration.swift_server import Swift, running_swift
@@ -20,3 +22,16 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a Prefect server's API."""
     with running_server(tmp_path_factory.mktemp("prefect")) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A group of this process alone, for what needs DeepSpeed but no Ray.
+
+    One for all tests: DeepSpeed remembers the first that it sees.
+    """
+    rendezvous = tmp_path_factory.mktemp("group") / "file"
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=0, world_size=1)
+    os.environ["LOCAL_RANK"] = "0"
+    yield
+    dist.destroy_process_group()

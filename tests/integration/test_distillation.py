@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from infra.ray_cluster import RayExecutor
@@ -160,16 +159,6 @@ def test_kills_cost_the_steps_since_the_last_checkpoint(
     steps = [launch["step"] for launch in launches]
     assert 0 < steps[0] < steps[1] < NUM_STEPS  # each went on where the one before had come to
     assert record == undisturbed[0]
-
-
-@pytest.fixture(scope="module")
-def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A group of this process alone, for what needs DeepSpeed but no Ray."""
-    rendezvous = tmp_path_factory.mktemp("group") / "file"
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=0, world_size=1)
-    os.environ["LOCAL_RANK"] = "0"
-    yield
-    dist.destroy_process_group()
 
 
 def train_alone(

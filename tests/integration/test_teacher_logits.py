@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_file
 
 from infra.ray_cluster import RayExecutor
@@ -104,29 +103,24 @@ def test_a_killed_worker_costs_one_shard(
     assert len(begun.read_text().splitlines()) == NUM_SHARDS + 1
 
 
+@pytest.mark.usefixtures("process_group")
 def test_a_student_learns_from_the_store(
     records: tuple[ModelRef, ModelRef, CorpusRef], tmp_path: Path
 ) -> None:
     """In a process group of one; the teacher's folder is not among what the job names."""
     teacher, student, corpus = records
     stored = store_on(make_space(tmp_path / "store", tmp_path / "a"), records)
-    rendezvous = f"file://{tmp_path / 'rendezvous'}"
-    dist.init_process_group("gloo", init_method=rendezvous, rank=0, world_size=1)
-    os.environ["LOCAL_RANK"] = "0"
-    try:
-        online = train_alone(tmp_path / "online", student, corpus, teacher_uri=teacher.uri)
-        tokenizer = digest_vocabulary(load_tokenizer(Path(student.uri)))
-        from_store = train_alone(
-            tmp_path / "stored",
-            student,
-            corpus,
-            teacher_uri=None,
-            vocab_size=stored.vocab_size,
-            teacher_logits_uri=stored.uri,
-            teacher_logits_origin=Origin(teacher.digest, tokenizer, corpus.digest),
-        )
-    finally:
-        dist.destroy_process_group()
+    online = train_alone(tmp_path / "online", student, corpus, teacher_uri=teacher.uri)
+    tokenizer = digest_vocabulary(load_tokenizer(Path(student.uri)))
+    from_store = train_alone(
+        tmp_path / "stored",
+        student,
+        corpus,
+        teacher_uri=None,
+        vocab_size=stored.vocab_size,
+        teacher_logits_uri=stored.uri,
+        teacher_logits_origin=Origin(teacher.digest, tokenizer, corpus.digest),
+    )
     assert from_store[-1] < from_store[0]
     # The bucket of all other tokens hides a part of the divergence, never adds to it.
     assert all(part < whole for part, whole in zip(from_store, online, strict=True))
