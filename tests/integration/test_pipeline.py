@@ -203,6 +203,7 @@ def test_a_bucket_holds_the_same_bytes_as_a_folder(
     assert "refused" in told
 
 
+@pytest.mark.slow
 def test_the_quickstarts_gate_refuses_the_pruned_model_before_distillation(
     prefect_server: str, tmp_path: Path
 ) -> None:
