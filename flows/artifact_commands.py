@@ -101,14 +101,14 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Make a channel serve an artifact that is in the store, whatever it served before."""
+    from flows.renew_catalogue import renew_catalogue
     from tasks.publish.channels import promote as promote_artifact
     from tasks.publish.references import show as find_manifest
-    from tasks.report.catalogue import write_catalogue
 
     place = store_at(store)
     manifest = find_manifest(place, reference)
     entry = promote_artifact(place, manifest, channel, getpass.getuser(), why)
-    write_catalogue(place)
+    renew_catalogue(place)
     print_entry(f"{manifest.recipe_name}/{manifest.export}@{channel}", entry, as_json)
 
 
@@ -120,16 +120,16 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Make a channel serve again what it served before; REF names recipe, export and channel."""
+    from flows.renew_catalogue import renew_catalogue
     from tasks.publish.channels import rollback as roll_back
     from tasks.publish.references import parse_reference
     from tasks.publish.references import show as find_manifest
-    from tasks.report.catalogue import write_catalogue
 
     place, channel = store_at(store), parse_reference(reference).channel
     manifest = find_manifest(place, reference)
     name, export = manifest.recipe_name, manifest.export
     entry = roll_back(place, name, export, channel, getpass.getuser(), why)
-    write_catalogue(place)
+    renew_catalogue(place)
     print_entry(f"{name}/{export}@{channel}", entry, as_json)
 
 
@@ -148,15 +148,15 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """Delete what no channel, none of the last runs and no night at work names."""
+    from flows.renew_catalogue import renew_catalogue
     from flows.tables import print_garbage
     from tasks.publish.garbage import Keep, delete_garbage, find_garbage
-    from tasks.report.catalogue import write_catalogue
 
     place, keep, now = store_at(store), Keep(runs=keep_runs, stage_days=stage_days), time.time()
     garbage = find_garbage(place, keep, now)
     if delete:
         garbage = delete_garbage(place, garbage, keep, now)
-        write_catalogue(place)
+        renew_catalogue(place)
     if as_json:
         emit(garbage.model_dump(mode="json") | {"num_bytes": garbage.num_bytes})
     else:

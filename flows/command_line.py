@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import sys
 from dataclasses import asdict
@@ -29,11 +28,13 @@ from flows.command_options import (
     Overrides,
     RecipePath,
     emit,
+    exit_at_deadline,
+    how_to_go_on,
     load,
+    run_to_end,
     store_of,
 )
 from infra.redaction import redact
-from infra.settings import read_settings
 
 app = typer.Typer(
     name="nightpress",
@@ -85,19 +86,11 @@ def run(
     from flows.compress_model import compress_model
     from flows.preflight import preflight
     from flows.tables import print_run
-    from infra.prefect_server import prefect_api
-    from tasks.errors import CompressionError
 
     preflight(loaded)
-    with prefect_api(read_settings().home / "prefect"):
-        try:
-            record = compress_model(loaded)
-        except ValueError as error:  # the recipe was found good: something else went wrong
-            raise CompressionError(str(error)) from error
+    record = run_to_end(compress_model, loaded)
     emit(record.model_dump(mode="json")) if as_json else print_run(record)
-    if record.status == "deadline":
-        print(f"nightpress: {record.error}\n  {how_to_go_on()}", file=sys.stderr)
-        raise typer.Exit(DEADLINE)
+    exit_at_deadline(record)
     if record.status == "refused":
         raise typer.Exit(REFUSED)
 
@@ -224,8 +217,3 @@ def explain(error: Exception) -> tuple[str, int]:
     known = isinstance(error, CompressionError)
     message = str(error) if known else f"{type(error).__name__}: {error} (--debug shows more)"
     return f"{message}\n  {how_to_go_on()}", FAILED
-
-
-def how_to_go_on() -> str:
-    again = shlex.join(["nightpress", *sys.argv[1:]])
-    return f"what is stored is kept; to go on from there: {again}"

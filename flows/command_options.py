@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +16,7 @@ from infra.settings import quiet_environment, read_settings
 if TYPE_CHECKING:
     from infra.storage import Store
     from tasks.recipe import Recipe
+    from tasks.records import RunRecord
 
 SCHEMA_VERSION = 1
 
@@ -51,6 +55,34 @@ def store_of(recipe: Recipe) -> Store:
 
     settings = read_settings()
     return open_store(settings.store_uri(recipe.publish.store), settings.home / "cache")
+
+
+def run_to_end(flow: Callable[[Recipe], RunRecord], recipe: Recipe) -> RunRecord:
+    """Run a flow on a recipe that preflight has found good, with Prefect's API for it.
+
+    Raises:
+        CompressionError: also for what would otherwise read as an error in the recipe.
+    """
+    from infra.prefect_server import prefect_api
+    from tasks.errors import CompressionError
+
+    with prefect_api(read_settings().home / "prefect"):
+        try:
+            return flow(recipe)
+        except ValueError as error:
+            raise CompressionError(str(error)) from error
+
+
+def exit_at_deadline(record: RunRecord) -> None:
+    """End the command with DEADLINE, and say how to go on, where the night ended so."""
+    if record.status == "deadline":
+        print(f"nightpress: {record.error}\n  {how_to_go_on()}", file=sys.stderr)
+        raise typer.Exit(DEADLINE)
+
+
+def how_to_go_on() -> str:
+    again = shlex.join(["nightpress", *sys.argv[1:]])
+    return f"what is stored is kept; to go on from there: {again}"
 
 
 def emit(document: dict[str, Any]) -> None:

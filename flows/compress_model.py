@@ -7,19 +7,17 @@ without computing anything.
 from prefect import flow
 
 from flows.make_corpus import Complete, make_corpus, read_corpus
-from flows.night import Night, open_night
-from flows.notifying import announce
+from flows.night import Night
 from flows.publish_artifact import gate_export, publish_artifact
 from flows.publish_corpus import publish_corpus
+from flows.recorded_night import run_recorded
 from flows.run_record import (
     describe_run,
     expected_results,
     finished_run,
     make_report,
-    record_failure,
     write_run,
 )
-from flows.stopping import DeadlineReached
 from tasks.distill_options import DistillOptions
 from tasks.inputs import Inputs, find_inputs
 from tasks.recipe import Recipe
@@ -50,19 +48,14 @@ def compress_model(recipe: Recipe) -> RunRecord:
         NightSkipped: another night of the recipe runs on its store.
         DeadlineReached: while this one waited for its end.
     """
-    with open_night(recipe) as night:
-        models: list[EvaluatedModel] = []
-        try:
-            inputs = find_inputs(recipe, night.store)
-            compress(recipe, inputs, night.complete, models)
-            record = release(night, recipe, inputs, models)
-        except DeadlineReached as error:
-            record = record_failure(night, recipe, models, error)
-        except BaseException as error:
-            announce(recipe, night.settings, record_failure(night, recipe, models, error))
-            raise
-        announce(recipe, night.settings, record)
-        return record
+    models: list[EvaluatedModel] = []
+
+    def work(night: Night) -> RunRecord:
+        inputs = find_inputs(recipe, night.store)
+        compress(recipe, inputs, night.complete, models)
+        return release(night, recipe, inputs, models)
+
+    return run_recorded(recipe, models, work)
 
 
 def compress(

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flows.command_options import DEADLINE, AsJson, Overrides, RecipePath, emit, load, store_of
-from infra.settings import read_settings
+from flows.command_options import (
+    AsJson,
+    Overrides,
+    RecipePath,
+    emit,
+    exit_at_deadline,
+    load,
+    run_to_end,
+    store_of,
+)
 
 app = typer.Typer(name="corpus", no_args_is_help=True, help="Build a recipe's corpus; look at it.")
 
@@ -29,19 +36,11 @@ def build(
     from flows.corpus_tables import print_built
     from flows.make_corpus import build_corpus
     from flows.preflight import preflight
-    from infra.prefect_server import prefect_api
-    from tasks.errors import CompressionError
 
     preflight(loaded, corpus_alone=True)
-    with prefect_api(read_settings().home / "prefect"):
-        try:
-            record = build_corpus(loaded)
-        except ValueError as error:  # the recipe was found good: something else went wrong
-            raise CompressionError(str(error)) from error
+    record = run_to_end(build_corpus, loaded)
     emit(record.model_dump(mode="json")) if as_json else print_built(record)
-    if record.status == "deadline":
-        print(f"nightpress: {record.error}", file=sys.stderr)
-        raise typer.Exit(DEADLINE)
+    exit_at_deadline(record)
 
 
 @app.command()

@@ -12,17 +12,15 @@ from typing import Any
 
 from prefect import flow
 
-from flows.night import Night, open_night
-from flows.notifying import announce
+from flows.night import Night
 from flows.publish_corpus import publish_corpus
+from flows.recorded_night import run_recorded
 from flows.run_record import (
     built_corpus,
     describe_run,
     make_report,
-    record_failure,
     write_run,
 )
-from flows.stopping import DeadlineReached
 from infra.storage import Store
 from tasks.inputs import Inputs, find_inputs
 from tasks.recipe import Recipe
@@ -42,18 +40,13 @@ def build_corpus(recipe: Recipe) -> RunRecord:
         NightSkipped: a night of the recipe runs on its store.
         DeadlineReached: while this one waited for its end.
     """
-    with open_night(recipe) as night:
-        try:
-            inputs = find_inputs(recipe, night.store)
-            make_corpus(recipe, inputs, inputs.teacher, night.complete)
-            record = release_corpus(night, recipe, inputs)
-        except DeadlineReached as error:
-            record = record_failure(night, recipe, [], error)
-        except BaseException as error:
-            announce(recipe, night.settings, record_failure(night, recipe, [], error))
-            raise
-        announce(recipe, night.settings, record)
-        return record
+
+    def work(night: Night) -> RunRecord:
+        inputs = find_inputs(recipe, night.store)
+        make_corpus(recipe, inputs, inputs.teacher, night.complete)
+        return release_corpus(night, recipe, inputs)
+
+    return run_recorded(recipe, [], work)
 
 
 def make_corpus(recipe: Recipe, inputs: Inputs, teacher: ModelRef, complete: Complete) -> CorpusRef:

@@ -4,6 +4,7 @@ import sys
 
 from flows.night import Night
 from flows.publish_artifact import Verdict
+from flows.renew_catalogue import renew_catalogue
 from flows.stopping import DeadlineReached
 from infra.redaction import redact
 from infra.storage import localize
@@ -19,7 +20,6 @@ from tasks.records import (
     RunRecord,
     TextRef,
 )
-from tasks.report.catalogue import write_catalogue
 from tasks.report.gathering import gather_report
 from tasks.report.report import write_report
 
@@ -112,7 +112,7 @@ def write_run(night: Night, recipe: Recipe, record: RunRecord, report: str) -> N
     prefix = f"runs/{recipe.name}/{night.run_id}"
     night.store.write(f"{prefix}/report.html", report.encode())
     night.store.write(f"{prefix}/run.json", record.model_dump_json(indent=1).encode())
-    write_catalogue(night.store)
+    renew_catalogue(night.store)
 
 
 def describe_run(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from tasks.publish.cards import render_card
 from tasks.publish.manifest import DataManifest
 from tasks.report import wording
 
@@ -17,17 +14,12 @@ SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1
 
 def write_data_card(manifest: DataManifest, store_uri: str) -> str:
     """Render the card of a data set in a store; the same manifest gives the same bytes."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     recipe = manifest.provenance.recipe
-    return environment.get_template("data_card.md.jinja").render(
-        front_matter=yaml.safe_dump(front_matter(manifest), sort_keys=False).strip(),
-        manifest=manifest,
+    return render_card(
+        "data_card.md.jinja",
+        manifest,
+        store_uri,
+        front_matter(manifest),
         corpus=manifest.corpus,
         task=recipe["task"],
         filters=[
@@ -35,9 +27,6 @@ def write_data_card(manifest: DataManifest, store_uri: str) -> str:
             for chosen in recipe["corpus"]["filters"]
         ],
         seed=recipe["seed"],
-        reference=f"{manifest.recipe_name}/{manifest.export}@sha256:{manifest.digest[:12]}",
-        store_uri=store_uri,
-        wording=wording,
     )
 
 

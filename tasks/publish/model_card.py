@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
-import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from tasks.publish.cards import render_card
 from tasks.publish.manifest import Manifest
 from tasks.report import wording
 
@@ -17,29 +14,21 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 def write_model_card(manifest: Manifest, store_uri: str) -> str:
     """Render the card of an artifact in a store; the same manifest gives the same bytes."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     recipe = manifest.provenance.recipe
     export = next(e for e in recipe["exports"] if e["name"] == manifest.export)
     teacher, teacher_metrics = manifest.provenance.teacher, manifest.provenance.teacher_metrics
     assert teacher_metrics is not None  # whatever is gated was held against them
-    return environment.get_template("model_card.md.jinja").render(
-        front_matter=yaml.safe_dump(front_matter(manifest, export), sort_keys=False).strip(),
-        manifest=manifest,
+    return render_card(
+        "model_card.md.jinja",
+        manifest,
+        store_uri,
+        front_matter(manifest, export),
         provenance=manifest.provenance,
         teacher=teacher,
         teacher_bytes=4 * teacher.num_parameters,
         teacher_metrics=teacher_metrics,
         speedup=manifest.metrics.tokens_per_s / teacher_metrics.tokens_per_s,
         steps=[*map(wording.describe_step, recipe["steps"]), wording.describe_export(export)],
-        reference=f"{manifest.recipe_name}/{manifest.export}@sha256:{manifest.digest[:12]}",
-        store_uri=store_uri,
-        wording=wording,
     )
 
 

@@ -1,5 +1,8 @@
 from pathlib import Path
 
+import pytest
+
+from flows.renew_catalogue import renew_catalogue
 from infra.storage import FileStore
 from tasks.publish.references import Listing
 from tasks.report.catalogue import CATALOGUE, render_catalogue, write_catalogue
@@ -42,3 +45,14 @@ def test_it_is_written_from_the_store_alone(tmp_path: Path) -> None:
     write_catalogue(store)
     page = store.read(CATALOGUE).decode()
     assert "1 artifacts, 0 of them" in page and manifest.digest[:12] in page
+
+
+def test_an_artifact_that_cannot_be_read_fails_no_night(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = FileStore(f"file://{tmp_path / 'store'}")
+    manifest = store_artifact(store, write_files(tmp_path / "model", "weights"), channel=None)
+    store.write(f"{manifest.prefix}/manifest.json", b"{}")
+    renew_catalogue(store)
+    assert "warning: the catalogue was not renewed" in capsys.readouterr().err
+    assert not store.exists(CATALOGUE)
