@@ -9,8 +9,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from tasks.cluster_options import Cluster
 from tasks.corpus_options import DATA_SET, CorpusOptions, Task
 from tasks.distill_options import DistillOptions
+from tasks.evaluation_options import Evaluation
+from tasks.gate_options import Gate
 from tasks.prune_options import PruneOptions
 from tasks.recipe_parts import Config, Count, Name, NamedModel
 from tasks.schedule import Schedule
@@ -28,21 +31,6 @@ class Calibration(Config):
     """Windows of calibration text, the first of the file."""
     window: Count = 256
     """Tokens in a window."""
-
-
-class Evaluation(Config):
-    text: str
-    """Held-out JSONL that decides the gate."""
-    window: Count = 256
-    """Tokens that the model sees at once."""
-    stride: Count | None = None
-    """Tokens scored per window; as many as the window holds when left out."""
-
-    @model_validator(mode="after")
-    def check_stride(self) -> Self:
-        if self.stride is not None and self.stride > self.window:
-            raise ValueError(f"stride must be at most the window ({self.window})")
-        return self
 
 
 class Step(Config):
@@ -97,23 +85,6 @@ class Export(Config):
         return int(self.options.get("group_size") or 1)
 
 
-class TeacherGate(Config):
-    max_nats_increase: Annotated[float, Field(ge=0)] | None = None
-    """Largest held-out increase over the teacher, in nats/token."""
-    max_bytes_ratio: Annotated[float, Field(gt=0)] | None = None
-    """Largest size, as a fraction of the teacher at 4 bytes per parameter."""
-
-
-class ChampionGate(Config):
-    max_nats_increase: Annotated[float, Field(ge=0)] | None = None
-    """Largest held-out increase over the channel's current artifact, in nats/token."""
-
-
-class Gate(Config):
-    teacher: TeacherGate = TeacherGate()
-    champion: ChampionGate = ChampionGate()
-
-
 class Publish(Config):
     store: str | None = None
     """file:// or s3:// URI; the state folder's own store when left out."""
@@ -138,19 +109,6 @@ class Webhook(Config):
         if isinstance(data, dict) and True in data and "on" not in data:
             return {"on" if key is True else key: value for key, value in data.items()}
         return data
-
-
-class Cluster(Config):
-    ray: str = "local"
-    """`local`, or the address of a running cluster. RAY_ADDRESS overrides."""
-    workers: Count = 2
-    """Worker processes, for units of work and for training."""
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
-    threads_per_worker: Count = 1
-    offload: Literal["none", "layers"] = "none"
-    """`layers`: a model that is pruned need not fit into a worker's memory. Its blocks' weights
-    stay in the checkpoint's files, mapped into memory, and come to where the worker computes one
-    block at a time. Slower by the reading; the results are the same."""
 
 
 class Recipe(Config):

@@ -18,7 +18,7 @@ from scipy.special import ndtr, stdtrit
 from infra.storage import localize
 from tasks.digests import digest_of
 from tasks.errors import QualityGateError
-from tasks.recipe import Gate
+from tasks.gate_options import Gate
 from tasks.records import Difference, GateCheck, GateReport, Metrics, ModelRef
 
 if TYPE_CHECKING:

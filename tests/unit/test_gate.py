@@ -18,7 +18,7 @@ from tasks.evaluate.gate import (
     paired_difference,
     read_evaluated,
 )
-from tasks.recipe import ChampionGate, Gate, TeacherGate
+from tasks.gate_options import ChampionGate, Gate, TeacherGate
 from tasks.records import Metrics, ModelRef
 
 NUM_DOCUMENTS = 174
