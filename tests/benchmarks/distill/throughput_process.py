@@ -123,9 +123,9 @@ def run_rank(
             losses=LOSSES,
             batch_blocks=case.batch_blocks,
             micro_batch_blocks=case.micro_batch_blocks,
-            world_size=case.ranks,
             checkpoint_steps=max(num_steps // 2, 1),
-        ),
+        )
+        | {"world_size": case.ranks},
         teacher_uri=str(teacher),
         student_uri=str(student),
         corpus_uri=str(place / "corpus"),
