@@ -4,7 +4,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check integration bench-data bench-prune bench-distill bench-quantize clean
+.PHONY: help setup demo test check integration bench-data bench-prune bench-distill bench-quantize bench-service faults clean
 
 help: ## Print the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -31,6 +31,11 @@ test: setup configs/demo/text/heldout.jsonl ## Run all tests that this machine c
 integration: setup configs/demo/text/heldout.jsonl ## Run the tests against real Ray, Prefect, DeepSpeed and S3 only, the slow ones too
 	$(BIN)/python -m pytest -m integration --slow
 
+faults: setup ## Break everything that a night leans on; what came of it goes into docs/faults.md
+	@mkdir -p .nightpress
+	NIGHTPRESS_FAULTS=$(CURDIR)/.nightpress/faults.json $(BIN)/python -m pytest --slow tests/integration/faults
+	$(BIN)/python -m tests.integration.faults.ledger .nightpress/faults.json
+
 bench-data: setup configs/demo/text/heldout.jsonl ## Measure training data into docs/results.md; PARTS="dedup" for some
 	$(BIN)/python -m tests.benchmarks.data $(PARTS) --write
 
@@ -42,6 +47,9 @@ bench-distill: setup configs/demo/text/heldout.jsonl ## Measure distillation int
 
 bench-quantize: setup configs/demo/text/heldout.jsonl ## Measure quantization into docs/results.md; PARTS="quality gptq_time" for some
 	$(BIN)/python -m tests.benchmarks.quantize $(PARTS) --write
+
+bench-service: setup configs/demo/text/heldout.jsonl ## Measure nights, transfers and plans into docs/results.md; PARTS="overhead" for some
+	$(BIN)/python -m tests.benchmarks.service $(PARTS) --write
 
 check: setup ## Format, lint, types, import layers, unit tests
 	$(BIN)/ruff format --check .

@@ -23,7 +23,7 @@ app = typer.Typer()
 def list_command(store: StoreUri = None, as_json: AsJson = False) -> None:
     """List the published artifacts of a store."""
     from flows.tables import print_artifacts
-    from tasks.publish.references import list_artifacts
+    from tasks.publish.listing import list_artifacts
 
     artifacts = list_artifacts(store_at(store))
     if as_json:
@@ -103,9 +103,10 @@ def promote(
     """Make a channel serve an artifact that is in the store, whatever it served before."""
     from flows.renew_catalogue import renew_catalogue
     from tasks.publish.channels import promote as promote_artifact
+    from tasks.publish.names import check_name
     from tasks.publish.references import show as find_manifest
 
-    place = store_at(store)
+    place, channel = store_at(store), check_name("channel", channel)
     manifest = find_manifest(place, reference)
     entry = promote_artifact(place, manifest, channel, getpass.getuser(), why)
     renew_catalogue(place)
@@ -122,12 +123,10 @@ def rollback(
     """Make a channel serve again what it served before; REF names recipe, export and channel."""
     from flows.renew_catalogue import renew_catalogue
     from tasks.publish.channels import rollback as roll_back
-    from tasks.publish.references import parse_reference
-    from tasks.publish.references import show as find_manifest
+    from tasks.publish.references import find_channel
 
-    place, channel = store_at(store), parse_reference(reference).channel
-    manifest = find_manifest(place, reference)
-    name, export = manifest.recipe_name, manifest.export
+    place = store_at(store)
+    name, export, channel = find_channel(place, reference)
     entry = roll_back(place, name, export, channel, getpass.getuser(), why)
     renew_catalogue(place)
     print_entry(f"{name}/{export}@{channel}", entry, as_json)
@@ -138,6 +137,10 @@ def gc(
     keep_runs: Annotated[
         int, typer.Option(min=0, help="Runs per recipe whose artifacts and stages stay.")
     ] = 14,
+    keep_entries: Annotated[
+        int | None,
+        typer.Option(min=1, help="Entries per channel whose artifacts stay; all, if not given."),
+    ] = None,
     stage_days: Annotated[
         float, typer.Option(min=1, help="Days until a stage's output may go.")
     ] = 14,
@@ -152,7 +155,8 @@ def gc(
     from flows.tables import print_garbage
     from tasks.publish.garbage import Keep, delete_garbage, find_garbage
 
-    place, keep, now = store_at(store), Keep(runs=keep_runs, stage_days=stage_days), time.time()
+    place, now = store_at(store), time.time()
+    keep = Keep(runs=keep_runs, entries=keep_entries, stage_days=stage_days)
     garbage = find_garbage(place, keep, now)
     if delete:
         garbage = delete_garbage(place, garbage, keep, now)

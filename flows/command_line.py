@@ -96,15 +96,37 @@ def run(
 
 
 @app.command()
-def plan(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Say what a run would compute, what is stored, and roughly what it costs."""
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="8xH100", help="Plan the whole recipe for these workers instead."),
+    ] = None,
+    price: Annotated[
+        float | None,
+        typer.Option(min=0, help="Of a worker's hour; overrides the recipe's cost.worker_hour."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a run would compute, what is stored, how long it takes and what it costs."""
     loaded = load(recipe, overrides)
+    from flows.devices import parse_cluster
+    from flows.measured_nights import recent_runs
     from flows.planning import make_plan
     from flows.tables import print_plan
     from tasks.inputs import find_inputs
 
+    elsewhere = parse_cluster(cluster) if cluster else None
     store = store_of(loaded)
-    made = make_plan(loaded, find_inputs(loaded, store), store)
+    made = make_plan(
+        loaded,
+        find_inputs(loaded, store),
+        store,
+        history=recent_runs(store, loaded.name),
+        elsewhere=elsewhere,
+        worker_hour=price,
+    )
     emit(made.model_dump(mode="json")) if as_json else print_plan(made)
 
 
@@ -127,16 +149,34 @@ def doctor(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fa
 @app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.")],
-    text: Annotated[Path, typer.Option(help="Held-out JSONL with text or messages.")],
+    text: Annotated[
+        Path | None, typer.Option(help="Held-out JSONL; of a classifier, --data when left out.")
+    ] = None,
     window: Annotated[int, typer.Option(help="Tokens that the model sees at once.")] = 256,
     stride: Annotated[int | None, typer.Option(help="Tokens scored per window.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Labelled JSONL to score it on.")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="accuracy, f1, f1_macro, matthews, pearson, spearman.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="What a language model reads: '{text} Sentiment:'.")
+    ] = None,
+    verbalizer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LABEL=WORDS", help="What it says for a label, in their order."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure held-out nats/token and prefill speed of any model folder, in this process."""
-    from flows.evaluate_folder import evaluate_folder
+    """Measure held-out nats and prefill speed of any model folder, in this process, and its scores
+    on labelled rows."""
+    from flows.evaluate_folder import evaluate_folder, make_task
     from flows.tables import print_metrics
 
-    metrics = evaluate_folder(model, text, window, stride)
+    held_out = text or data
+    if held_out is None:
+        raise ValueError("expected --text, --data, or both")
+    task = make_task(data, metric or [], prompt, verbalizer or []) if data else None
+    metrics = evaluate_folder(model, held_out, window, stride, task)
     emit(metrics.model_dump(mode="json")) if as_json else print_metrics(metrics)
 
 

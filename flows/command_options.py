@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +13,8 @@ import typer
 from infra.settings import quiet_environment, read_settings
 
 if TYPE_CHECKING:
+    from prefect import Flow
+
     from infra.storage import Store
     from tasks.recipe import Recipe
     from tasks.records import RunRecord
@@ -57,18 +58,19 @@ def store_of(recipe: Recipe) -> Store:
     return open_store(settings.store_uri(recipe.publish.store), settings.home / "cache")
 
 
-def run_to_end(flow: Callable[[Recipe], RunRecord], recipe: Recipe) -> RunRecord:
+def run_to_end(flow: Flow[[Recipe], RunRecord], recipe: Recipe) -> RunRecord:
     """Run a flow on a recipe that preflight has found good, with Prefect's API for it.
 
     Raises:
         CompressionError: also for what would otherwise read as an error in the recipe.
     """
+    from flows.recorded_night import run_flow
     from infra.prefect_server import prefect_api
     from tasks.errors import CompressionError
 
     with prefect_api(read_settings().home / "prefect"):
         try:
-            return flow(recipe)
+            return run_flow(flow, recipe)
         except ValueError as error:
             raise CompressionError(str(error)) from error
 

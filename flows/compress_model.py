@@ -22,6 +22,7 @@ from tasks.distill_options import DistillOptions
 from tasks.inputs import Inputs, find_inputs
 from tasks.recipe import Recipe
 from tasks.records import (
+    DataRef,
     EvaluatedModel,
     Metrics,
     ModelKind,
@@ -33,6 +34,7 @@ from tasks.stages import (
     distill_stage,
     evaluate_stage,
     from_scratch,
+    inspect_stage,
     prune_stage,
     quantize_stage,
     teacher_logits_stage,
@@ -68,7 +70,7 @@ def compress(
     """
 
     def evaluate(title: str, kind: ModelKind, made_by: str | None, model: ModelRef) -> ModelRef:
-        stage = evaluate_stage(recipe, model, inputs.evaluation)
+        stage = evaluate_stage(recipe, model, inputs.evaluation, inputs.tasks)
         metrics = complete(f"evaluate {title}", stage, Metrics)
         models.append(
             EvaluatedModel.model_construct(
@@ -124,6 +126,18 @@ def compress(
         made_by = f"quantize {export.name}"
         stage = quantize_stage(recipe, export, incoming, inputs.calibration)
         evaluate(export.name, "export", made_by, complete(made_by, stage, ModelRef))
+    inspect(recipe, inputs, complete, models)
+
+
+def inspect(
+    recipe: Recipe, inputs: Inputs, complete: Complete, models: list[EvaluatedModel]
+) -> None:
+    """Look into the teacher, the last student and every export, for the report."""
+    students = [model for model in models if model.kind in ("prune", "distill")]
+    exports = [model for model in models if model.kind == "export"]
+    for shown in [models[0], *students[-1:], *exports]:
+        stage = inspect_stage(recipe, shown.model, inputs.evaluation)
+        complete(f"inspect {shown.title}", stage, DataRef)
 
 
 def release(
@@ -132,9 +146,10 @@ def release(
     """Gate every export, publish those that pass, and leave the run's record and report."""
     teacher, candidates = models[0], [model for model in models if model.kind == "export"]
     verdicts = [gate_export(night, recipe, inputs, teacher, model) for model in candidates]
-    provenance = describe_run(night, recipe, inputs, teacher.metrics)
     corpus = read_corpus(recipe, inputs, night.store)
-    expected = finished_run(night, recipe, models, expected_results(verdicts), corpus)
+    provenance = describe_run(night, recipe, inputs, corpus.corpus, teacher.metrics)
+    data = provenance.data
+    expected = finished_run(night, recipe, models, expected_results(verdicts), corpus, data)
     report = make_report(night, recipe, expected, provenance)
     results = [
         publish_artifact(night, recipe, inputs, teacher, verdict, provenance, report)
@@ -142,6 +157,6 @@ def release(
     ]
     if recipe.corpus.publish:
         corpus = publish_corpus(night, recipe, corpus, provenance, report)
-    record = finished_run(night, recipe, models, results, corpus)
+    record = finished_run(night, recipe, models, results, corpus, data)
     write_run(night, recipe, record, make_report(night, recipe, record, provenance))
     return record

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from flows.tables import console, report_place
-from tasks.report.wording import format_bytes, format_seconds, list_accounts, list_contents
+from flows.run_rows import report_place, summarize_run
+from flows.tables import console
+from tasks.report.wording import format_bytes, list_accounts, list_contents
 
 if TYPE_CHECKING:
     from tasks.corpus.rows import Row
@@ -22,13 +23,7 @@ def print_built(record: RunRecord) -> None:
     out = console()
     if record.corpus:
         print_corpus(record.corpus)
-    computed = sum(stage.outcome == "computed" for stage in record.stages)
-    stored = len(record.stages) - computed
-    out.print(
-        f"\n{record.status} in {format_seconds(record.seconds)}: {computed} of "
-        f"{len(record.stages)} stages computed" + (f", {stored} stored before" if stored else ""),
-        soft_wrap=True,
-    )
+    out.print(f"\n{summarize_run(record)}", soft_wrap=True)
     if record.corpus and (published := record.corpus.published):
         out.print(f"{published.outcome} at {published.uri}", soft_wrap=True)
         out.print(

@@ -106,7 +106,7 @@ def read_corpus(recipe: Recipe, inputs: Inputs, store: Store) -> CorpusResult:
 def release_corpus(night: Night, recipe: Recipe, inputs: Inputs) -> RunRecord:
     """Publish a corpus where the recipe says so, and leave the run's record and report."""
     result = read_corpus(recipe, inputs, night.store)
-    provenance = describe_run(night, recipe, inputs, None)
+    provenance = describe_run(night, recipe, inputs, result.corpus, None)
     record = built_corpus(night, recipe, result)
     if recipe.corpus.publish:
         report = make_report(night, recipe, record, provenance)

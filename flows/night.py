@@ -10,20 +10,24 @@ import errno
 import json
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
+import httpx
 import yaml
 from prefect import State, Task, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed
 
+from flows.costs import cost_of
+from flows.operations import count_operations
 from flows.progress import Reporter, make_reporter
 from flows.stopping import (
     GRACE_S,
@@ -63,6 +67,9 @@ class Night:
     began: float
     """time.monotonic() at the start."""
     deadline: Deadline
+    free_workers: Callable[[], None]
+    """Gives all CPUs and GPUs back, also those of a training that was left in its middle."""
+    recipe: Recipe
     results: list[StageResult] = field(default_factory=list)
 
     def complete(self, title: str, stage: Stage, record_type: type[T]) -> T:
@@ -72,6 +79,7 @@ class Night:
         )
         completion = state.result()
         assert isinstance(completion, Completion)
+        effort = completion.effort
         self.results.append(
             StageResult(
                 title=title,
@@ -81,6 +89,9 @@ class Night:
                 seconds=completion.seconds,
                 nodes=completion.nodes,
                 peak_bytes=completion.peak_bytes,
+                operations=count_operations(stage),
+                effort=effort,
+                cost=cost_of(self.recipe, completion.seconds, effort) if effort else None,
             )
         )
         return record_type(**completion.record)
@@ -110,6 +121,8 @@ def open_night(recipe: Recipe) -> Iterator[Night]:
         recipe.cluster.gpus_per_worker,
         recipe.cluster.threads_per_worker,
         settings.scratch,
+        recipe.cluster.min_workers,
+        recipe.cluster.rank_timeout_s,
     )
     now = datetime.now(UTC)
     run_id = f"{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
@@ -124,6 +137,8 @@ def open_night(recipe: Recipe) -> Iterator[Night]:
         started,
         time.monotonic(),
         deadline,
+        cluster.close,
+        recipe,
     )
     resolved = yaml.safe_dump(json.loads(recipe.model_dump_json()), sort_keys=False)
     try:
@@ -165,19 +180,32 @@ def stage_task(night: Night, title: str, stage: Stage) -> Completion | State[Com
 
 
 class UiProgress:
-    """Passes units done on to the reporter, and now and then to Prefect's UI."""
+    """Passes units done on to the reporter, and now and then to Prefect's UI.
+
+    A server that does not answer is asked once, and no more in this stage: to show progress is
+    not worth a second of a night's workers.
+    """
 
     def __init__(self, reporter: Reporter, title: str) -> None:
         self.reporter = reporter
         self.title = title
         self.artifact: Any = None
         self.shown = 0
+        self.is_heard = True
 
     def __call__(self, done: int, total: int) -> None:
         self.reporter.update(done, total)
-        if self.artifact is None:
-            self.artifact = create_progress_artifact(progress=0.0, description=self.title)
         step = PROGRESS_STEPS * done // max(total, 1)
-        if step > self.shown:
+        if self.is_heard and (self.artifact is None or step > self.shown):
             self.shown = step
-            update_progress_artifact(self.artifact, progress=100.0 * done / total)
+            try:
+                with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+                    self._show(100.0 * done / max(total, 1))
+            except httpx.HTTPError:
+                self.is_heard = False
+
+    def _show(self, percent: float) -> None:
+        if self.artifact is None:
+            self.artifact = create_progress_artifact(progress=percent, description=self.title)
+        else:
+            update_progress_artifact(self.artifact, progress=percent)

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from flows.run_rows import report_place
+from flows.stopping import DeadlineReached, NightSkipped
 from infra.findings import Finding
+from infra.redaction import redact
+from infra.settings import read_settings
 from infra.webhook import post_json
 
 if TYPE_CHECKING:
@@ -17,6 +25,7 @@ SCHEMA_VERSION = 1
 
 EVENTS_OF_STATUS: dict[str, list[Event]] = {
     "failed": ["failed"],
+    "cancelled": ["failed"],
     "deadline": ["deadline"],
     "refused": ["refused"],
 }
@@ -28,17 +37,44 @@ def announce(recipe: Recipe, settings: Settings, record: RunRecord) -> None:
     if any(export.outcome == "published" for export in record.exports):
         events.append("published")
     for event in events:
-        notify(recipe, settings, event, record)
+        notify(recipe, settings, event, partial(describe, event, record))
 
 
-def notify(recipe: Recipe, settings: Settings, event: Event, facts: RunRecord) -> None:
-    """Post an event to the hooks that asked for it; whatever goes wrong is a line on stderr."""
+def announce_unopened(recipe: Recipe, error: Exception) -> None:
+    """Tell every hook that asked for it of a night that failed before it could leave a record.
+
+    One that was skipped is no news.
+    """
+    if not isinstance(error, NightSkipped):
+        event: Event = "deadline" if isinstance(error, DeadlineReached) else "failed"
+        write = partial(describe_unopened, recipe, event, error)
+        notify(recipe, read_settings(), event, write)
+
+
+@contextmanager
+def told_if_it_fails(recipe: Recipe) -> Iterator[None]:
+    """Announce what a block raises that comes before the night's opening."""
+    try:
+        yield
+    except Exception as error:
+        announce_unopened(recipe, error)
+        raise
+
+
+def notify(
+    recipe: Recipe, settings: Settings, event: Event, write: Callable[[], dict[str, Any]]
+) -> None:
+    """Post an event to the hooks that asked for it; whatever goes wrong is a line on stderr.
+
+    Args:
+        write: Makes the document.
+    """
     for hook in recipe.notify:
         if event not in hook.on:
             continue
         try:
             url = settings.webhook_url(hook.webhook_env)
-            problem = post_json(url, describe(event, facts)) if url else "it is not set"
+            problem = post_json(url, write()) if url else "it is not set"
         except Exception as error:  # the night's own end must not depend on a message about it
             problem = f"it could not be told ({type(error).__name__})"
         if problem:
@@ -58,7 +94,7 @@ def describe(event: Event, record: RunRecord) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "event": event,
-        "text": f"nightpress: {record.recipe} {event}" + (f": {said}" if said else ""),
+        "text": summarize(record.recipe, event, said),
         "recipe": record.recipe,
         "run_id": record.run_id,
         "status": record.status,
@@ -67,8 +103,31 @@ def describe(event: Event, record: RunRecord) -> dict[str, Any]:
         "channel": record.channel,
         "exports": exports,
         "error": record.error,
-        "report_uri": f"{record.store_uri}/runs/{record.recipe}/{record.run_id}/report.html",
+        "report_uri": report_place(record),
     }
+
+
+def describe_unopened(recipe: Recipe, event: Event, error: Exception) -> dict[str, Any]:
+    """Return the document about a night that has neither a run's id nor a report."""
+    said = redact(str(error), (hook.webhook_env for hook in recipe.notify))
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "event": event,
+        "text": summarize(recipe.name, event, said.partition("\n")[0]),
+        "recipe": recipe.name,
+        "run_id": None,
+        "status": event,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": 0.0,
+        "channel": recipe.publish.channel,
+        "exports": [],
+        "error": said,
+        "report_uri": None,
+    }
+
+
+def summarize(name: str, event: Event, said: str) -> str:
+    return f"nightpress: {name} {event}" + (f": {said}" if said else "")
 
 
 def describe_export(record: RunRecord, export: ExportResult) -> dict[str, Any]:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.notifying import check_hooks
-from flows.planning import Plan, make_plan
+from flows.machine_checks import check_cluster, check_disk, check_memory
+from flows.notifying import check_hooks, told_if_it_fails
+from flows.planning import make_plan
+from infra.clock_check import check_clock
 from infra.findings import Finding
-from infra.ray_cluster import check_address
 from infra.settings import read_settings
 from infra.storage import Store, localize, open_store
 from infra.store_check import check_store
+from infra.version_check import check_versions
 from tasks.errors import CompressionError
 from tasks.inputs import Inputs, find_inputs
 from tasks.recipe import Recipe
 from tasks.stages import device_kind
 
-GIB = 2**30
-
 
 def preflight(recipe: Recipe, corpus_alone: bool = False) -> None:
-    """Stop a run that could not end well.
+    """Stop a run that could not end well, and tell the webhooks that want to hear of it.
 
     Args:
         corpus_alone: It ends with the corpus.
@@ -31,16 +29,16 @@ def preflight(recipe: Recipe, corpus_alone: bool = False) -> None:
     Raises:
         ValueError: the first findings that are errors, each with its remedy.
     """
-    found = examine(recipe, quick=True, corpus_alone=corpus_alone)
-    errors = [finding for finding in found if finding.level == "error"]
-    if errors:
-        raise ValueError(
-            "\n".join(
-                f"{finding.name}: {finding.message}"
-                + (f"\n  -> {finding.remedy}" if finding.remedy else "")
-                for finding in errors
-            )
-        )
+    with told_if_it_fails(recipe):
+        found = examine(recipe, quick=True, corpus_alone=corpus_alone)
+        errors = [finding for finding in found if finding.level == "error"]
+        if errors:
+            raise ValueError("\n".join(map(describe_finding, errors)))
+
+
+def describe_finding(finding: Finding) -> str:
+    remedy = f"\n  -> {finding.remedy}" if finding.remedy else ""
+    return f"{finding.name}: {finding.message}{remedy}"
 
 
 def examine(recipe: Recipe, quick: bool = False, corpus_alone: bool = False) -> list[Finding]:
@@ -50,12 +48,12 @@ def examine(recipe: Recipe, quick: bool = False, corpus_alone: bool = False) -> 
         quick: Leave out what needs torch where every stage is stored already.
         corpus_alone: Leave out what comes after the corpus.
     """
-    findings: list[Finding] = [check_python()]
+    findings = check_versions()
     settings = read_settings()
     findings += check_hooks(recipe, settings)
     if settings.signing_key:
         key = settings.signing_key
-        findings.append(attempt("signing", lambda: check_signing(key)))
+        findings += attempt("signing", lambda: check_signing(key))
     uri = settings.store_uri(recipe.publish.store)
     findings += check_store(uri)
     if any(finding.level == "error" for finding in findings):
@@ -66,37 +64,30 @@ def examine(recipe: Recipe, quick: bool = False, corpus_alone: bool = False) -> 
     except (ValueError, CompressionError) as error:
         return [*findings, Finding("error", "inputs", str(error))]
     findings.append(Finding("ok", "inputs", "teacher and texts are there"))
+    findings += attempt("clocks", lambda: check_clock(store))
     plan = make_plan(recipe, inputs, store, corpus_alone)
     if quick and all(stage.outcome == "cached" for stage in plan.stages):
         return findings
-    findings += [
-        attempt("cluster", lambda: check_cluster(recipe)),
-        attempt("memory", lambda: check_memory(recipe, plan)),
-        attempt("model", lambda: check_model(recipe, inputs, store)),
-    ]
+    findings += attempt("cluster", lambda: check_cluster(recipe))
+    findings += attempt("memory", lambda: check_memory(recipe, plan))
+    findings += attempt("disk", lambda: check_disk(recipe, inputs.teacher, settings, store))
+    findings += attempt("head", lambda: check_head(recipe, inputs, store))
+    findings += attempt("model", lambda: check_model(recipe, inputs, store))
     if corpus_alone:
         return findings
-    findings += [
-        attempt("training", lambda: check_training(recipe)),
-        attempt("utility", lambda: check_utility(recipe)),
-        attempt("shape", lambda: check_shape(recipe, inputs, store)),
-        attempt("exports", lambda: check_exports(recipe, inputs, store)),
-    ]
+    findings += attempt("training", lambda: check_training(recipe))
+    findings += attempt("utility", lambda: check_utility(recipe))
+    findings += attempt("shape", lambda: check_shape(recipe, inputs, store))
+    findings += attempt("exports", lambda: check_exports(recipe, inputs, store))
     return findings
 
 
-def attempt(name: str, check: Callable[[], Finding]) -> Finding:
+def attempt(name: str, check: Callable[[], Finding | list[Finding]]) -> list[Finding]:
     try:
-        return check()
-    except (ValueError, CompressionError) as error:
-        return Finding("error", name, str(error))
-
-
-def check_python() -> Finding:
-    found = ".".join(str(part) for part in sys.version_info[:3])
-    if sys.version_info[:2] == (3, 11):
-        return Finding("ok", "python", found)
-    return Finding("warning", "python", f"{found}; tested with 3.11")
+        found = check()
+    except (ValueError, CompressionError, OSError) as error:
+        return [Finding("error", name, str(error))]
+    return found if isinstance(found, list) else [found]
 
 
 def check_signing(path: Path) -> Finding:
@@ -104,59 +95,6 @@ def check_signing(path: Path) -> Finding:
 
     public = load_signing_key(path).public_key().public_bytes_raw().hex()
     return Finding("ok", "signing", f"with the ed25519 key {public[:16]}...")
-
-
-def check_cluster(recipe: Recipe) -> Finding:
-    address = os.environ.get("RAY_ADDRESS", recipe.cluster.ray)
-    check_address(address)
-    wanted = recipe.cluster.workers * recipe.cluster.gpus_per_worker
-    if address == "local" and wanted and not any(Path("/dev").glob("nvidia[0-9]*")):
-        raise ValueError(
-            f"cluster.gpus_per_worker is {recipe.cluster.gpus_per_worker:g} but this machine has "
-            "no NVIDIA GPU; set it to 0, or name a Ray cluster that has them"
-        )
-    cores, threads = os.cpu_count() or 1, recipe.cluster.workers * recipe.cluster.threads_per_worker
-    if address == "local" and threads > cores:
-        return Finding(
-            "warning",
-            "cluster",
-            f"{threads} worker threads on {cores} cores",
-            "lower cluster.workers or cluster.threads_per_worker",
-        )
-    return Finding("ok", "cluster", f"{recipe.cluster.workers} workers, Ray {address}")
-
-
-def check_memory(recipe: Recipe, plan: Plan) -> Finding:
-    """Hold the stage that needs most memory in all its workers against what is free."""
-    known = [
-        (stage.peak_bytes * stage.workers, stage.peak_bytes, stage)
-        for stage in plan.stages
-        if stage.outcome != "cached" and stage.peak_bytes is not None
-    ]
-    if not known:
-        return Finding("ok", "memory", "nothing to compute that arithmetic can foretell")
-    needed, per_worker, stage = max(known, key=lambda entry: entry[0])
-    where = f"in {stage.workers} worker{'s' * (stage.workers > 1)}"
-    if recipe.cluster.gpus_per_worker or not is_local(recipe):
-        _, per_worker, stage = max(known, key=lambda entry: entry[1])
-        said = f"about {per_worker / GIB:.1f} GiB a worker, for {stage.title}"
-        return Finding("ok", "memory", said)
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    if needed > available:
-        raise ValueError(
-            f"{stage.title} needs about {needed / GIB:.1f} GiB {where}, {available / GIB:.1f} GiB "
-            "are free; use fewer workers, fewer calibration windows, cluster.offload: layers for "
-            "pruning, a smaller teacher, or a cluster"
-        )
-    return Finding(
-        "ok",
-        "memory",
-        f"about {needed / GIB:.1f} GiB {where} for {stage.title}, {available / GIB:.1f} GiB free",
-    )
-
-
-def is_local(recipe: Recipe) -> bool:
-    return os.environ.get("RAY_ADDRESS", recipe.cluster.ray) == "local"
 
 
 def check_training(recipe: Recipe) -> Finding:
@@ -171,12 +109,23 @@ def check_training(recipe: Recipe) -> Finding:
     return Finding("ok", "training", "the global batch divides over the workers")
 
 
+def check_head(recipe: Recipe, inputs: Inputs, store: Store) -> Finding:
+    """Hold the recipe against what the teacher's head predicts."""
+    from tasks import head_check
+    from tasks.models.folder import load_config
+
+    config = load_config(localize(store, inputs.teacher.uri))
+    return Finding("ok", "head", head_check.check_head(recipe, config))
+
+
 def check_model(recipe: Recipe, inputs: Inputs, store: Store) -> Finding:
-    """Load tokenizer and config; hold other students' tokenizers against it; cut the calibration
-    windows."""
+    """Load tokenizer and config; hold other students' tokenizers and heads against it; cut the
+    calibration windows, which only a causal language model needs."""
+    from tasks.corpus.examples import check_tokenizer
     from tasks.corpus.text import calibration_windows
     from tasks.models.checkpoint import load_tokenizer
-    from tasks.models.folder import load_config, name_quantization
+    from tasks.models.folder import load_config, name_quantization, read_config
+    from tasks.models.model_kind import head_kind
 
     folder = localize(store, inputs.teacher.uri)
     if stored_as := name_quantization(folder):
@@ -193,9 +142,15 @@ def check_model(recipe: Recipe, inputs: Inputs, store: Store) -> Finding:
     tokenizer = load_tokenizer(folder)
     if inputs.students:
         from tasks.distill.distillation import shared_vocab_size
+        from tasks.distill.heads import check_heads
 
         for student in inputs.students.values():
-            shared_vocab_size(folder, localize(store, student.uri))
+            own = localize(store, student.uri)
+            shared_vocab_size(folder, own)
+            check_heads(read_config(own), read_config(folder))
+    if head_kind(inputs.teacher.architecture) != "causal_lm":
+        check_tokenizer(tokenizer, recipe.corpus.block_tokens)
+        return Finding("ok", "model", f"{inputs.teacher.architecture}, {len(tokenizer):,} tokens")
     text = localize(store, inputs.calibration.uri)
     calibration_windows(text, tokenizer, recipe.calibration.num_windows, recipe.calibration.window)
     return Finding("ok", "model", f"{inputs.teacher.architecture}, {len(tokenizer):,} tokens")
@@ -226,7 +181,7 @@ def check_utility(recipe: Recipe) -> Finding:
 
 def check_shape(recipe: Recipe, inputs: Inputs, store: Store) -> Finding:
     """Find the first prune step's shape, which names what cannot be cut and what does not fit."""
-    folder = localize(store, inputs.teacher.uri)
+    folder, alignment = localize(store, inputs.teacher.uri), recipe.alignment
     for step in recipe.steps:
         if step.prune:
             from tasks.prune.shapes.shape import check_prunable
@@ -234,6 +189,6 @@ def check_shape(recipe: Recipe, inputs: Inputs, store: Store) -> Finding:
 
             options = step.prune.model_dump()
             check_windows(options | {"num_windows": recipe.calibration.num_windows})
-            shape = check_prunable(folder, options, recipe.alignment)
-            return Finding("ok", "shape", str(shape))
+            shape = check_prunable(folder, options, alignment)
+            return Finding("ok", "shape", f"{shape}; widths are multiples of {alignment}")
     return Finding("ok", "shape", "no prune step")

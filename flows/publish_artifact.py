@@ -76,7 +76,7 @@ def judge(
             num_parameters=manifest.num_parameters,
             num_bytes=manifest.num_bytes,
         )
-        stage = evaluate_stage(recipe, model, inputs.evaluation)
+        stage = evaluate_stage(recipe, model, inputs.evaluation, inputs.tasks)
         metrics = night.complete(f"evaluate champion {candidate.title}", stage, Metrics)
         champion = read_evaluated(night.store, model, metrics)
     return check_gate(

@@ -23,12 +23,14 @@ from prefect.states import Completed
 from prefect.types.entrypoint import EntrypointType
 
 from flows.compress_model import compress_model
+from flows.notifying import told_if_it_fails
 from flows.preflight import preflight
 from flows.stopping import DeadlineReached, NightSkipped
 from infra.prefect_server import prefect_api
 from infra.settings import Settings, quiet_environment, read_settings
 from tasks.recipe import Recipe
-from tasks.recipe_file import load_recipe, resolve
+from tasks.recipe_file import load_recipe
+from tasks.recipe_resolution import resolve
 from tasks.records import RunRecord
 
 POOL_TYPE = "process"
@@ -40,7 +42,8 @@ END_TIMEOUT_S = 30.0
 def run_nightly(recipe: Recipe) -> RunRecord | State[Any]:
     """Run one night of a recipe, which may come from a form: it is checked as one from a file."""
     quiet_environment(read_settings())
-    recipe = resolve(recipe, Path.cwd())
+    with told_if_it_fails(recipe):
+        recipe = resolve(recipe, Path.cwd())
     preflight(recipe)
     try:
         record = compress_model.fn(recipe)

@@ -2,16 +2,18 @@
 
 import sys
 
+from flows.costs import cost_of_night
 from flows.night import Night
 from flows.publish_artifact import Verdict
 from flows.renew_catalogue import renew_catalogue
-from flows.stopping import DeadlineReached
+from flows.stopping import DeadlineReached, is_cancellation
 from infra.redaction import redact
 from infra.storage import localize
 from tasks.inputs import Inputs
 from tasks.publish.provenance import Provenance, gather_provenance
 from tasks.recipe import Recipe
 from tasks.records import (
+    CorpusRef,
     CorpusResult,
     DataRef,
     EvaluatedModel,
@@ -30,6 +32,7 @@ def finished_run(
     models: list[EvaluatedModel],
     exports: list[ExportResult],
     corpus: CorpusResult,
+    data: dict[str, str],
 ) -> RunRecord:
     outcomes: set[str] = {export.outcome for export in exports}
     if corpus.published:
@@ -38,7 +41,9 @@ def finished_run(
         status = "refused"
     else:
         status = "done" if "published" in outcomes else "unchanged"
-    return make_record(night, recipe, status=status, models=models, exports=exports, corpus=corpus)
+    return make_record(
+        night, recipe, status=status, models=models, exports=exports, corpus=corpus, data=data
+    )
 
 
 def built_corpus(night: Night, recipe: Recipe, corpus: CorpusResult) -> RunRecord:
@@ -52,24 +57,32 @@ def built_corpus(night: Night, recipe: Recipe, corpus: CorpusResult) -> RunRecor
 def record_failure(
     night: Night, recipe: Recipe, models: list[EvaluatedModel], error: BaseException
 ) -> RunRecord:
-    """Leave what was reached before an error or the deadline."""
-    stopped = isinstance(error, DeadlineReached)
+    """Leave what was reached before an error, the deadline, or a signal to stop."""
+    status, said = describe_end(error)
     record = make_record(
         night,
         recipe,
-        status="deadline" if stopped else "failed",
+        status=status,
         models=models,
         exports=[],
-        error=redact(
-            str(error) if stopped else f"{type(error).__name__}: {error}",
-            (hook.webhook_env for hook in recipe.notify),
-        ),
+        error=redact(said, (hook.webhook_env for hook in recipe.notify)),
     )
     try:
+        # First what needs no reading: where the store is what failed, this is the end of it.
+        write_record(night, recipe, record)
         write_run(night, recipe, record, make_report(night, recipe, record, None))
     except Exception as second:  # the store itself may be what failed
         print(f"nightpress: the run's record was not written: {second}", file=sys.stderr)
     return record
+
+
+def describe_end(error: BaseException) -> tuple[str, str]:
+    """Return the status of a run that something ended early, and what is said of it."""
+    if isinstance(error, DeadlineReached):
+        return "deadline", str(error)
+    if is_cancellation(error):
+        return "cancelled", "cancelled before its end"
+    return "failed", f"{type(error).__name__}: {error}"
 
 
 def make_record(night: Night, recipe: Recipe, **ending: object) -> RunRecord:
@@ -82,6 +95,7 @@ def make_record(night: Night, recipe: Recipe, **ending: object) -> RunRecord:
             "store_uri": night.store.uri,
             "channel": recipe.publish.channel,
             "stages": night.results,
+            "cost": cost_of_night(recipe, night.results),
         }
         | ending
     )
@@ -111,12 +125,21 @@ def write_run(night: Night, recipe: Recipe, record: RunRecord, report: str) -> N
     """Write a run's report, its record, and the catalogue as it is by then."""
     prefix = f"runs/{recipe.name}/{night.run_id}"
     night.store.write(f"{prefix}/report.html", report.encode())
-    night.store.write(f"{prefix}/run.json", record.model_dump_json(indent=1).encode())
+    write_record(night, recipe, record)
     renew_catalogue(night.store)
 
 
+def write_record(night: Night, recipe: Recipe, record: RunRecord) -> None:
+    key = f"runs/{recipe.name}/{night.run_id}/run.json"
+    night.store.write(key, record.model_dump_json(indent=1).encode())
+
+
 def describe_run(
-    night: Night, recipe: Recipe, inputs: Inputs, teacher_metrics: Metrics | None
+    night: Night,
+    recipe: Recipe,
+    inputs: Inputs,
+    corpus: CorpusRef,
+    teacher_metrics: Metrics | None,
 ) -> Provenance:
     """Say where all artifacts of this run come from."""
     texts: dict[str, TextRef | DataRef] = {
@@ -132,4 +155,5 @@ def describe_run(
         localize(night.store, inputs.teacher.uri),
         teacher_metrics,
         {name: ref.digest for name, ref in {**texts, **students}.items()},
+        corpus,
     )

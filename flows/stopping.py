@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
+from prefect.exceptions import TerminationSignal
+
 from infra.lease import Lease, LeaseHeldError, take_lease
 from infra.storage import Store
 from tasks.errors import ClusterError, CompressionError
@@ -36,6 +38,14 @@ class DeadlineReached(CompressionError):
 
 class NightSkipped(CompressionError):
     """Another night of the recipe is running."""
+
+
+def is_cancellation(error: BaseException | None) -> bool:
+    """Whether a signal to stop is at the root of an error, whatever a library has made of it: when
+    one comes in the middle of `ray.wait`, Python raises a SystemError from it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt | TerminationSignal):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from flows.run_rows import gate_rows, model_rows, report_place, summarize_run
 from tasks.report.wording import describe_check, format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
     from flows.planning import Plan
+    from flows.run_rows import Row
     from infra.findings import Finding
     from tasks.publish.garbage import Garbage
+    from tasks.publish.listing import Listing
     from tasks.publish.manifest import Manifest
-    from tasks.publish.references import Listing
     from tasks.records import Metrics, RunRecord
 
 PIPE_WIDTH = 120
@@ -28,44 +30,16 @@ def console() -> Console:
 
 def print_run(record: RunRecord) -> None:
     out = console()
-    table = Table(box=None, pad_edge=False)
-    table.add_column("model")
-    for name in (
-        "parameters",
-        "bytes",
-        "nats/token",
-        "perplexity",
-        "tokens/s",
-        "seconds",
-        "peak memory",
-    ):
-        table.add_column(name, justify="right")
-    table.add_column("")
-    made = {stage.title: stage for stage in record.stages}
-    for row in record.models:
-        stage = made.get(row.made_by or "")
-        table.add_row(
-            row.title,
-            f"{row.model.num_parameters:,}",
-            f"{row.model.num_bytes:,}",
-            f"{row.metrics.nats_per_token:.4f}",
-            f"{row.metrics.perplexity:.2f}",
-            f"{row.metrics.tokens_per_s:,.0f}",
-            f"{stage.seconds:.1f}" if stage else "",
-            format_bytes(stage.peak_bytes) if stage and stage.peak_bytes else "",
-            stage.outcome if stage else "given",
-        )
-    out.print(table)
+    out.print(as_table(model_rows(record), left=("model", "outcome")))
     out.print()
     for export in record.exports:
         passed = f"passed the gate, {export.outcome}"
         verdict = passed if export.gate.passed else "REFUSED by the gate"
         out.print(f"{export.export}: {verdict}", soft_wrap=True)
-        for check in export.gate.checks:
-            mark = "ok" if check.passed else "no"
-            out.print(f"  {mark}  {check.name}: {describe_check(check)}", soft_wrap=True)
-            if check.reason:
-                out.print(f"      {check.reason}", soft_wrap=True)
+        for check in gate_rows(export):
+            out.print(f"  {check['passed']}  {check['limit']}: {check['evidence']}", soft_wrap=True)
+            if check["reason"]:
+                out.print(f"      {check['reason']}", soft_wrap=True)
         if export.artifact:
             out.print(f"  at  {export.artifact.uri}", soft_wrap=True)
             out.print(
@@ -76,19 +50,18 @@ def print_run(record: RunRecord) -> None:
     if record.corpus and (published := record.corpus.published):
         out.print(f"corpus: {published.outcome}", soft_wrap=True)
         out.print(f"  at  {published.uri}", soft_wrap=True)
-    computed = sum(stage.outcome == "computed" for stage in record.stages)
-    stored = len(record.stages) - computed
-    out.print(
-        f"\n{record.status} in {format_seconds(record.seconds)}: {computed} of "
-        f"{len(record.stages)} stages computed" + (f", {stored} stored before" if stored else ""),
-        soft_wrap=True,
-    )
+    out.print(f"\n{summarize_run(record)}", soft_wrap=True)
     out.print(f"report: {report_place(record)}", soft_wrap=True)
 
 
-def report_place(record: RunRecord) -> str:
-    """Where the HTML report is: a path that a browser opens, or the object's URI."""
-    return f"{record.store_uri}/runs/{record.recipe}/{record.run_id}/report.html"
+def as_table(rows: list[Row], left: tuple[str, ...]) -> Table:
+    """Args: left: Columns of words; the others hold numbers, which end in line."""
+    table = Table(box=None, pad_edge=False)
+    for name in rows[0] if rows else ():
+        table.add_column(name, justify="left" if name in left else "right")
+    for row in rows:
+        table.add_row(*row.values())
+    return table
 
 
 def print_plan(plan: Plan) -> None:
@@ -97,16 +70,22 @@ def print_plan(plan: Plan) -> None:
     table.add_column("stage")
     table.add_column("")
     table.add_column("time", justify="right")
+    table.add_column("from")
     table.add_column("memory a worker", justify="right")
     table.add_column("")
     for stage in plan.stages:
         spent = "" if stage.seconds is None else format_seconds(stage.seconds)
-        about = "" if stage.outcome == "cached" or not spent else "about "
+        about = "" if stage.basis in ("stored", "nothing") else "about "
         held = "" if stage.peak_bytes is None else format_bytes(stage.peak_bytes)
         nearly = "" if stage.outcome == "cached" or not held else "about "
-        table.add_row(stage.title, stage.outcome, about + spent, nearly + held, stage.note)
+        foreseen = (stage.title, stage.outcome, about + spent, stage.basis, nearly + held)
+        table.add_row(*foreseen, stage.note)
     out.print(table)
-    out.print(f"\nto compute: about {format_seconds(plan.seconds_to_compute)}, by arithmetic alone")
+    price = "" if plan.price is None else f", {plan.price:,.2f} {plan.currency}"
+    spent = format_seconds(plan.seconds_to_compute)
+    out.print(f"\nto compute on {plan.cluster}: about {spent}{price}")
+    if unknown := [stage.title for stage in plan.stages if stage.seconds is None]:
+        out.print(f"not counted, since nothing tells their time: {', '.join(unknown)}")
     out.print("\nweights of the teacher")
     sizes = Table(box=None, pad_edge=False)
     for name in ("bits", "bytes", "smallest GPU"):
@@ -129,10 +108,15 @@ def print_findings(findings: list[Finding]) -> None:
 
 def print_metrics(metrics: Metrics) -> None:
     out = console()
-    out.print(f"{metrics.nats_per_token:.4f} nats/token, perplexity {metrics.perplexity:.2f}")
-    out.print(f"{metrics.num_tokens:,} tokens of {metrics.num_documents:,} documents")
+    unit, item = ("row", "rows") if "nats/row" in metrics.protocol else ("token", "tokens")
+    out.print(f"{metrics.nats_per_token:.4f} nats/{unit}, perplexity {metrics.perplexity:.2f}")
+    out.print(f"{metrics.num_tokens:,} {item} of {metrics.num_documents:,} documents")
     out.print(f"{metrics.tokens_per_s:,.0f} tokens/s ({metrics.speed_protocol})", soft_wrap=True)
     out.print(f"protocol: {metrics.protocol}", soft_wrap=True)
+    for name, task in metrics.tasks.items():
+        scores = ", ".join(f"{metric} {score:.4f}" for metric, score in task.scores.items())
+        out.print(f"{name}: {scores}, {task.num_items:,} items", soft_wrap=True)
+        out.print(f"  protocol: {task.protocol}", soft_wrap=True)
 
 
 def print_artifacts(artifacts: list[Listing]) -> None:

@@ -78,7 +78,7 @@ def estimate_peak(recipe: Recipe, stage: Stage, teacher: ModelRef, store: Store)
         held = distill_bytes(options, size, whole, recipe.corpus.block_tokens)
     elif stage.name == "teacher_logits":
         held = teacher_logits_bytes(whole, recipe.corpus.block_tokens)
-    elif stage.name == "evaluate":
+    elif stage.name in ("evaluate", "inspect"):
         held = evaluate_bytes(options, size)
     elif stage.name in ("source", "label") and "teacher" in stage.inputs:
         held = FLOAT * size.num_parameters  # the teacher writes or reads text

@@ -18,7 +18,10 @@ PART_NAME = re.compile(r"\.[0-9a-f]{32}\.part")
 
 
 class FileStore:
-    """Objects are files below `file://FOLDER`; the folder must support hard links."""
+    """Objects are files below `file://FOLDER`; the folder must support hard links.
+
+    What is below it may be others' work: a listing, after which gc deletes, follows no link.
+    """
 
     def __init__(self, uri: str) -> None:
         # Absolute, so that a worker with another working directory finds the same folder.
@@ -28,9 +31,16 @@ class FileStore:
     def _path(self, key: str) -> Path:
         return self.root / check_key(key)
 
+    def _regular(self, key: str) -> Path:
+        """Return the path of an object; a device or a pipe in its place is none."""
+        path = self._path(key)
+        if not path.is_file():
+            raise FileNotFoundError
+        return path
+
     def read(self, key: str) -> bytes:
         with self._missing(key):
-            return self._path(key).read_bytes()
+            return self._regular(key).read_bytes()
 
     def read_many(self, keys: list[str]) -> list[bytes]:
         return [self.read(key) for key in keys]
@@ -54,6 +64,19 @@ class FileStore:
     def exists(self, key: str) -> bool:
         return self._path(key).is_file()
 
+    def children(self, prefix: str) -> list[str]:
+        folder = folder_prefix(prefix)
+        try:
+            paths = list_paths(self.root / folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        found = (
+            path.name
+            for path in paths
+            if path.is_file() or next(self._entries(f"{folder}{path.name}/"), None)
+        )
+        return sorted(found, key=os.fsencode)
+
     def list(self, prefix: str, limit: int | None = None) -> list[str]:
         return sorted((key for key, _ in self._entries(prefix)), key=os.fsencode)[:limit]
 
@@ -69,7 +92,7 @@ class FileStore:
     def get_file(self, key: str, local: Path) -> None:
         with temporary_file(local.parent) as part:
             with self._missing(key):
-                shutil.copyfile(self._path(key), part)
+                shutil.copyfile(self._regular(key), part)
             part.replace(local)
 
     def delete(self, key: str) -> None:
@@ -121,16 +144,25 @@ class FileStore:
             ):
                 for entry in entries:
                     key = f"{folder}/{entry.name}" if folder else entry.name
-                    if entry.is_dir():
+                    if entry.is_dir(follow_symlinks=False):
                         if f"{key}/".startswith(prefix):
                             waiting.append(key)
-                    elif key.startswith(prefix) and not PART_NAME.fullmatch(entry.name):
+                    elif (
+                        key.startswith(prefix)
+                        and entry.is_file(follow_symlinks=False)
+                        and not PART_NAME.fullmatch(entry.name)
+                    ):
                         yield key, entry
 
     def _stats(self, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
         for key, entry in self._entries(folder_prefix(prefix)):
             with suppress(FileNotFoundError):  # deleted since it was listed
                 yield key, entry.stat()
+
+
+def list_paths(folder: Path) -> list[Path]:
+    """Return what is in a folder but for writes under way."""
+    return [path for path in folder.iterdir() if not PART_NAME.fullmatch(path.name)]
 
 
 @contextmanager
@@ -140,6 +172,9 @@ def temporary_file(folder: Path) -> Iterator[Path]:
     path = folder / f".{uuid.uuid4().hex}.part"
     try:
         yield path
+    except OSError as error:
+        error.filename = error.filename or str(folder)  # a write to a full disk names no file
+        raise
     finally:
         path.unlink(missing_ok=True)
 

@@ -5,6 +5,7 @@ that want to be the n-th one wins. Its holder renews it; a lease that has been g
 renewed any more, or belonged to a process of this machine that is gone, makes way for the next.
 """
 
+import errno
 import json
 import os
 import socket
@@ -105,7 +106,7 @@ def is_alive(store: Store, key: str, holder: Holder, expiry_s: float) -> bool:
     while time.monotonic() < end:
         time.sleep(min(expiry_s / 20, 5.0))
         try:
-            seen = _decode(store.read(key))
+            seen = _decode(key, store.read(key))
         except FileNotFoundError:  # swept away: there is a newer one
             return True
         if seen.renewed != holder.renewed:
@@ -174,7 +175,7 @@ class Lease:
 def _read_newest(store: Store, folder: str) -> tuple[str, Holder] | None:
     while keys := store.list(f"{folder}/", limit=1):
         try:
-            return keys[0], _decode(store.read(keys[0]))
+            return keys[0], _decode(keys[0], store.read(keys[0]))
         except FileNotFoundError:
             continue  # swept away meanwhile by a newer one
     return None
@@ -188,5 +189,9 @@ def _encode(holder: Holder) -> bytes:
     return json.dumps(asdict(holder), indent=1).encode()
 
 
-def _decode(data: bytes) -> Holder:
-    return Holder(**json.loads(data))
+def _decode(key: str, data: bytes) -> Holder:
+    try:
+        return Holder(**json.loads(data))
+    except (ValueError, TypeError, RecursionError) as error:
+        why = f"this is no lease ({str(error)[:200]}); remove it, and nights begin again"
+        raise OSError(errno.EBADMSG, why, key) from None

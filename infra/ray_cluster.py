@@ -8,17 +8,16 @@ and GPUs that the pool holds.
 import os
 import signal
 import socket
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from functools import partial
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
 
 from infra.peak_memory import read_peak, reset_peak
+from infra.ray_group import RANK_TIMEOUT_S, Group, run_group
 
 S = TypeVar("S")
 U = TypeVar("U")
@@ -28,9 +27,6 @@ ROOT = Path(__file__).parent.parent
 EXCLUDED = [".git", ".venv", ".nightpress", "tests", "docs", "configs/demo/text"]
 MAX_DEATHS = 3
 """Worker deaths that one unit may see before the stage gives up."""
-GROUP_TIMEOUT_S = 1800
-"""Longest that one rank of a group waits for the others, as while they upload a checkpoint. A
-rank that died is noticed at once."""
 
 
 def check_address(address: str, timeout_s: float = 5.0) -> None:
@@ -52,6 +48,17 @@ def check_address(address: str, timeout_s: float = 5.0) -> None:
         ) from None
 
 
+def leave_stdout_alone(ray: Any) -> None:
+    """Let Ray say on stderr what it says of lost nodes and of workers.
+
+    It would print on stdout, whatever `log_to_driver` says, among a command's results; the
+    function that does is private to it.
+    """
+    worker = ray._private.worker
+    show = worker.print_to_stdstream
+    worker.print_to_stdstream = lambda data, **how: show(data | {"is_err": True}, **how)
+
+
 class RayExecutor:
     """Runs units of work on Ray actors and process groups under Ray Train.
 
@@ -65,12 +72,16 @@ class RayExecutor:
         gpus_per_worker: float,
         threads_per_worker: int,
         scratch: Path,
+        min_workers: int | None = None,
+        rank_timeout_s: float = RANK_TIMEOUT_S,
     ) -> None:
         self.address = os.environ.get("RAY_ADDRESS", address)
         self.num_workers = num_workers
         self.gpus_per_worker = gpus_per_worker
         self.threads_per_worker = threads_per_worker
         self.scratch = scratch
+        self.min_workers = min_workers
+        self.rank_timeout_s = rank_timeout_s
         self.nodes: set[str] = set()
         self.peak_bytes: int | None = None
         self._ray: Any = None
@@ -81,20 +92,25 @@ class RayExecutor:
     def connect(self) -> Any:
         """Start or join Ray once; return the module."""
         if self._ray is None:
+            local = self.address == "local"
+            if local:
+                # Ray then listens on the loopback alone, as it does on macOS by itself.
+                os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
             import ray
 
-            local = self.address == "local"
+            leave_stdout_alone(ray)
             on_sigterm = signal.getsignal(signal.SIGTERM)
-            ray.init(
-                # "local" is a cluster of our own; None would join any that runs on this machine.
-                address=self.address,
-                # Logical CPUs: workers are placed by them; threads are pinned per worker.
-                num_cpus=self.num_workers * self.threads_per_worker if local else None,
-                include_dashboard=False if local else None,
-                log_to_driver=bool(os.environ.get("NIGHTPRESS_DEBUG")),
-                logging_level="ERROR",
-                runtime_env=self._runtime_env(local),
-            )
+            with starting():
+                ray.init(
+                    # "local" is a cluster of our own; None would join any that runs here.
+                    address=self.address,
+                    # Logical CPUs: workers are placed by them; threads are pinned per worker.
+                    num_cpus=self.num_workers * self.threads_per_worker if local else None,
+                    include_dashboard=False if local else None,
+                    log_to_driver=bool(os.environ.get("NIGHTPRESS_DEBUG")),
+                    logging_level="ERROR",
+                    runtime_env=self._runtime_env(local),
+                )
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in place
             self._ray = ray
@@ -105,6 +121,7 @@ class RayExecutor:
         passed = ("DS_ACCELERATOR", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "HF_HUB_OFFLINE")
         env_vars = {name: os.environ[name] for name in passed if name in os.environ}
         env_vars |= {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+        env_vars["NIGHTPRESS_GPU_SHARE"] = str(min(1.0, self.gpus_per_worker))  # infra/energy.py
         if self.gpus_per_worker == 0:
             env_vars["DS_ACCELERATOR"] = "cpu"
         # A local worker imports the installed packages; a cluster gets this checkout's files.
@@ -182,46 +199,20 @@ class RayExecutor:
     def run_group(
         self, fn: Callable[[dict[str, Any]], R], config: dict[str, Any], num_workers: int
     ) -> R:
-        """Run the group under Ray Train. Its checkpoints are not used: `fn` keeps its own."""
+        """Let the pool go, whose CPUs and GPUs the group needs, and run it under Ray Train."""
         self.connect()
         self.release()
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-        if self.address == "local":  # nobody drains the only node; saves a process
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-        from ray.train.torch import TorchConfig, TorchTrainer
-
-        gpus = self.gpus_per_worker
-        self.scratch.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="ray-train-", dir=self.scratch) as storage:
-            trainer = TorchTrainer(
-                partial(_call_measured, fn),
-                train_loop_config=config,
-                scaling_config=ScalingConfig(
-                    num_workers=num_workers,
-                    use_gpu=gpus > 0,
-                    resources_per_worker={"CPU": self.threads_per_worker}
-                    | ({"GPU": gpus} if gpus else {}),
-                ),
-                run_config=RunConfig(
-                    storage_path=storage,
-                    failure_config=FailureConfig(max_failures=MAX_DEATHS),
-                ),
-                torch_config=TorchConfig(
-                    backend="nccl" if gpus else "gloo", timeout_s=GROUP_TIMEOUT_S
-                ),
-            )
-            try:
-                peak, result = _beside_main_thread(trainer.fit).return_value
-            except TrainingFailedError as error:
-                failures = getattr(error, "worker_failures", {}) or {"controller": error}
-                reasons = (f"rank {r}: {str(e).strip()[:500]}" for r, e in failures.items())
-                raise RuntimeError(
-                    f"the group of {num_workers} failed {MAX_DEATHS + 1} times, at last with "
-                    + "; ".join(reasons)
-                ) from error
+        group = Group(
+            num_workers=num_workers,
+            min_workers=min(self.min_workers or num_workers, num_workers),
+            num_cpus=self.threads_per_worker,
+            num_gpus=self.gpus_per_worker,
+            rank_timeout_s=self.rank_timeout_s,
+            only_node=self.address == "local",
+        )
+        peak, result = run_group(group, fn, config, self.scratch)
         self._see_peak(peak)
-        return result  # type: ignore[no-any-return]
+        return result
 
     def _see_peak(self, num_bytes: int) -> None:
         self.peak_bytes = max(self.peak_bytes or 0, num_bytes)
@@ -237,27 +228,6 @@ class RayExecutor:
             self.release()
             self._ray.shutdown()
             self._ray = None
-
-
-def _beside_main_thread(fn: Callable[[], R]) -> R:
-    """Call `fn` in a thread of its own: in the main thread Ray Train would take Ctrl-C for itself
-    and end the process as if all were well."""
-    outcome: Future[R] = Future()
-
-    def call() -> None:
-        try:
-            outcome.set_result(fn())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=call, daemon=True).start()
-    return outcome.result()
-
-
-def _call_measured(fn: Callable[[dict[str, Any]], R], config: dict[str, Any]) -> tuple[int, R]:
-    """Return the peak memory of this rank, a process of its own, and what it returned."""
-    result = fn(config)
-    return read_peak(), result
 
 
 class Worker:
@@ -286,3 +256,18 @@ class Worker:
             self.fn, self.state, self.work = fn, build(), reference
         result = self.fn(self.state, unit)
         return socket.gethostname(), read_peak(), result
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Name what Ray raises as a bare Exception where its own daemons need more than 30 s.
+
+    Raises:
+        ConnectionError: they did; on a machine that is less busy by then, the next try may pass.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise ConnectionError(f"Ray did not start: {error}") from error

@@ -8,12 +8,12 @@ import fcntl
 import hashlib
 import os
 import shutil
-import sys
 import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,14 @@ class S3Store:
             return False
         return True
 
+    def children(self, prefix: str) -> list[str]:
+        folder, names = folder_prefix(prefix), set()
+        for page in self._pages(folder, Delimiter="/"):
+            keys = [entry["Key"] for entry in page.get("Contents", [])]
+            keys += [entry["Prefix"].removesuffix("/") for entry in page.get("CommonPrefixes", [])]
+            names |= {key.removeprefix(self._absolute(folder)) for key in keys}
+        return sorted((name for name in names if name), key=os.fsencode)
+
     def list(self, prefix: str, limit: int | None = None) -> list[str]:
         return [self._relative(entry) for entry in self._entries(check_prefix(prefix), limit)]
 
@@ -192,16 +200,20 @@ class S3Store:
 
     def _entries(self, prefix: str, limit: int | None = None) -> Iterator[dict[str, Any]]:
         """Yield what a listing says of each object, at most `limit` of them."""
-        num_left = sys.maxsize if limit is None else limit
-        bounds = {"Bucket": self.bucket, "Prefix": self._absolute(prefix)}
+        pages = self._pages(prefix, min(limit or PAGE_KEYS, PAGE_KEYS))
+        entries = (entry for page in pages for entry in page.get("Contents", []))
+        # Consoles mark folders by empty objects.
+        objects = (entry for entry in entries if not entry["Key"].endswith("/"))
+        return islice(objects, limit)
+
+    def _pages(
+        self, prefix: str, num_keys: int = PAGE_KEYS, **more: Any
+    ) -> Iterator[dict[str, Any]]:
+        bounds = {"Bucket": self.bucket, "Prefix": self._absolute(prefix), **more}
         with os_errors(f"{self.uri}/{prefix}"):
-            while num_left:
-                num_keys = min(num_left, PAGE_KEYS)
+            while True:
                 page = self._request("list_objects_v2", **bounds, MaxKeys=num_keys)
-                for entry in page.get("Contents", []):
-                    if not entry["Key"].endswith("/"):  # consoles mark folders so
-                        num_left -= 1
-                        yield entry
+                yield page
                 if not page["IsTruncated"]:
                     return
                 bounds["ContinuationToken"] = page["NextContinuationToken"]

@@ -47,11 +47,14 @@ def read_settings() -> Settings:
 def quiet_environment(settings: Settings) -> None:
     """Turn off the libraries' telemetry and keep their state in ours; to be called first of all."""
     (settings.home / "prefect").mkdir(parents=True, exist_ok=True)
+    debug = bool(os.environ.get("NIGHTPRESS_DEBUG"))
     defaults = {
         "PREFECT_HOME": str(settings.home / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         # How a run ended is said once, by the command; --debug lets the libraries speak, too.
-        "PREFECT_LOGGING_LEVEL": "INFO" if os.environ.get("NIGHTPRESS_DEBUG") else "CRITICAL",
+        "PREFECT_LOGGING_LEVEL": "INFO" if debug else "CRITICAL",
+        # Else a server that is gone is an error for each event of each stage.
+        "PREFECT_INTERNAL_LOGGING_LEVEL": "INFO" if debug else "CRITICAL",
         # Ray would print a native stack trace when the command is asked to stop.
         "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
         "DO_NOT_TRACK": "1",

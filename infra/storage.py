@@ -57,6 +57,10 @@ class Store(Protocol):
 
     def exists(self, key: str) -> bool: ...
 
+    def children(self, prefix: str) -> list[str]:
+        """Return the names directly below the folder `prefix`, of objects and of folders that hold
+        any, sorted by their bytes; what lies deeper costs nothing."""
+
     def list(self, prefix: str, limit: int | None = None) -> list[str]:
         """Return the keys that begin with `prefix`, sorted by their bytes; never from a cache."""
 

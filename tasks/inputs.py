@@ -9,6 +9,11 @@ from infra.storage import localize
 from tasks.corpus.retrieval.catalogue import HUB_FILE, DataSet, entry_uri, read_catalogue
 from tasks.corpus.rows import read_rows
 from tasks.digests import digest_file, digest_of, digest_path
+from tasks.evaluate.labelled import name_labels, read_labelled
+from tasks.evaluate.task_files import check_task_files
+from tasks.evaluation_options import LabelledTask, LmEvalTask
+from tasks.models.folder import load_config
+from tasks.models.model_kind import head_kind
 from tasks.models.teacher import find_model
 from tasks.plugins import catalogue_options, data_options
 from tasks.recipe import Recipe
@@ -26,6 +31,8 @@ class Inputs(NamedTuple):
     teacher: ModelRef
     calibration: TextRef
     evaluation: TextRef
+    tasks: dict[str, TextRef | DataRef]
+    """What evaluation tasks read, by their names; nothing where lm-eval has the task."""
     sources: list[dict[str, TextRef | DataRef]]
     """What each corpus source reads, by option."""
     students: dict[NamedModel | None, ModelRef]
@@ -39,10 +46,18 @@ def find_inputs(recipe: Recipe, store: Store) -> Inputs:
         ValueError: one of them is missing.
         CorpusError: a text's first row is not a row.
     """
+    teacher = find_model("teacher.model", recipe.teacher, store)
+    reads_rows = head_kind(teacher.architecture) == "sequence_classification"
+    find_held_out = find_labelled if reads_rows else find_text
     return Inputs(
-        teacher=find_model("teacher.model", recipe.teacher, store),
+        teacher=teacher,
         calibration=find_text("calibration.text", recipe.calibration.text, store),
-        evaluation=find_text("evaluation.text", recipe.evaluation.text, store),
+        evaluation=find_held_out("evaluation.text", recipe.evaluation.text, store),
+        tasks={
+            task.name: found
+            for task in recipe.evaluation.tasks
+            if (found := find_task(task, recipe, teacher, store))
+        },
         sources=[
             find_source_data(recipe, number, store)
             for number in range(1, len(recipe.corpus.sources) + 1)
@@ -79,6 +94,43 @@ def find_text(key: str, uri: str, store: Store) -> TextRef:
     if next(read_rows(path), None) is None:
         raise ValueError(f"{key}: {uri} has no rows; expected rows with text or messages")
     return TextRef(uri=uri, digest=digest_file(path), num_bytes=path.stat().st_size)
+
+
+def find_labelled(key: str, uri: str, store: Store) -> TextRef:
+    """Return a JSONL file of labelled rows, all of them read once.
+
+    Raises:
+        ValueError: it is not there.
+        CorpusError: a row is no labelled one, or there is none.
+    """
+    path = find_path(uri, store)
+    if path is None or not path.is_file():
+        raise ValueError(f"{key}: no file {uri}; expected a JSONL file of rows with a label")
+    read_labelled(path)
+    return TextRef(uri=uri, digest=digest_file(path), num_bytes=path.stat().st_size)
+
+
+def find_task(
+    task: LabelledTask | LmEvalTask, recipe: Recipe, teacher: ModelRef, store: Store
+) -> TextRef | DataRef | None:
+    """Return what an evaluation task reads; None where lm-eval brings it.
+
+    Raises:
+        ValueError: it is not there, the teacher cannot do the task, or a task file runs code.
+        CorpusError: a row is no labelled one.
+    """
+    key = f"evaluation.tasks: {task.name}"
+    if isinstance(task, LabelledTask):
+        name_labels(task.model_dump(), load_config(localize(store, teacher.uri)))
+        return find_labelled(f"{key}: data", task.data, store)
+    if head_kind(teacher.architecture) != "causal_lm":
+        raise ValueError(f"{key}: lm-eval asks causal language models, got {teacher.architecture}")
+    if task.include is None:
+        return None
+    found = find_data(f"{key}: include", task.include, store)
+    if not recipe.teacher.trust_remote_code:
+        check_task_files(localize(store, found.uri), key)
+    return found
 
 
 def find_data(key: str, uri: str, store: Store) -> DataRef:

@@ -88,7 +88,7 @@ def options_model(kind: str, name: str) -> type[BaseModel]:
         assert argument.annotation is not None, f"{kind} {name}: {argument.arg} has no type"
         annotation = eval(ast.unparse(argument.annotation), dict(TYPES))  # our own source
         fields[argument.arg] = (annotation, ... if default is None else ast.literal_eval(default))
-    config = ConfigDict(frozen=True, extra="forbid")
+    config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     return create_model(f"{kind} {name}", __config__=config, **fields)
 
 

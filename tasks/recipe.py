@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from tasks.cluster_options import Cluster
 from tasks.corpus_options import DATA_SET, CorpusOptions, Task
+from tasks.cost_options import CostOptions
 from tasks.distill_options import DistillOptions
 from tasks.evaluation_options import Evaluation
 from tasks.gate_options import Gate
@@ -113,7 +114,7 @@ class Webhook(Config):
 
 class Recipe(Config):
     name: Name
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     teacher: Teacher
     task: Task | None = None
     """What the student is for; without it, it learns text."""
@@ -130,6 +131,8 @@ class Recipe(Config):
     publish: Publish = Publish()
     schedule: Schedule = Schedule()
     cluster: Cluster = Cluster()
+    cost: CostOptions = CostOptions()
+    """What a night's workers cost; never in a stage's key."""
     notify: list[Webhook] = Field(default_factory=list)
     """Who is told how a night ended. A hook that fails is a warning, never a failed night."""
 
@@ -149,6 +152,8 @@ class Recipe(Config):
                 "steps: shape: per_layer makes a model that loads with trust_remote_code only, got "
                 "teacher.trust_remote_code: false; set it to true, or choose uniform or padded"
             )
+        if unknown := self.gate.tasks - {task.name for task in self.evaluation.tasks}:
+            raise ValueError(f"gate: {sorted(unknown)} are no names of evaluation.tasks")
         if self.comparisons and not any(step.distill for step in self.steps):
             raise ValueError("comparisons: from_scratch needs a distill step to compare with")
         return self

@@ -46,7 +46,10 @@ class RowsRef(Record):
 class CorpusRef(Record):
     """Packed token blocks: safetensors, `ids` and `loss_mask` [num_blocks, block_tokens].
 
-    Beside them lie the rows that they hold, as `RowsRef` says.
+    For a masked language model they are `ids`, with some of them hidden, `attention_mask`, and
+    `labels`. For a classifier, a regression or a question-answering model each row is a block,
+    padded to `block_tokens`: `ids`, `attention_mask`, `labels` and, where the model takes them,
+    `token_type_ids`. Beside the blocks lie the rows that they hold, as `RowsRef` says.
     """
 
     uri: str
@@ -97,10 +100,44 @@ class TeacherLogitsRef(Record):
     """Of the corpus, learned or not."""
 
 
+class TaskScore(Record):
+    """What a model scored on one evaluation task."""
+
+    score: float
+    """Mean of `scores`; larger is better."""
+    scores: dict[str, float]
+    """By metric."""
+    num_items: int
+    num_cut: int = 0
+    """Items of which the model saw a part only, because they are longer than the window."""
+    protocol: str
+    items_uri: str
+    """JSON: `metrics`, a digest of the items, and of each item what is right and what was said."""
+
+
+class LatencyRow(Record):
+    """How long one worker takes at one batch size."""
+
+    batch_size: int
+    prefill_ms: float
+    """From the prompt to the first token."""
+    decode_ms: float | None
+    """A step, which writes one token of each sequence; None where the model writes none."""
+    peak_bytes: int
+    """Memory, the weights included."""
+
+
+class Latency(Record):
+    rows: list[LatencyRow]
+    """From the smallest batch to the largest."""
+    protocol: str
+
+
 class Metrics(Record):
     """The held-out quality and speed of one model, with the protocol that makes them comparable."""
 
     nats_per_token: float
+    """Of a classifier, a regression or an answerer of questions nats/row, as `protocol` says."""
     perplexity: float
     num_tokens: int
     """Tokens scored."""
@@ -112,10 +149,17 @@ class Metrics(Record):
     documents_uri: str
     """JSON: per document the summed nats and the scored tokens, in the text's order."""
     digest: str
+    tasks: dict[str, TaskScore] = {}
+    """By the name of the recipe's task."""
+    task_average: float | None = None
+    """Mean over tasks of their scores, GLUE's macro average; None without tasks."""
+    latency: Latency | None = None
+    """None where the recipe states no batch sizes."""
 
 
 class Difference(Record):
-    """Nats/token of one model less those of another, on the same documents."""
+    """Nats/token of one model less those of another, on the same documents; or how far its score
+    is below the other's, on the same items. Larger is worse."""
 
     figure: float
     """Sum of the documents' differences over the sum of their tokens."""
@@ -123,6 +167,7 @@ class Difference(Record):
     upper: float
     """Ends of the two one-sided 95% intervals."""
     num_documents: int
+    """Or items."""
 
 
 class GateCheck(Record):
@@ -192,6 +237,50 @@ class CorpusResult(Record):
     """None where the recipe does not say `corpus.publish`."""
 
 
+class Fanout(Record):
+    """Units of work, or the ranks of a process group, that a stage handed to its workers."""
+
+    group: str
+    num_units: int
+    """Computed by this run; ranks, of a process group."""
+    num_stored: int = 0
+    """Units beside them that an attempt before had left in the store."""
+    num_workers: int
+    """At work at a time, at the most; fewer than the run had where the stage allows no more."""
+    worker_seconds: float
+    """Summed over the workers: at work on units, without their start and what they loaded."""
+    in_step: bool = False
+    """A process group: its ranks share one piece of work, and more of them finish it sooner."""
+
+
+class Effort(Record):
+    """What computing a stage took, measured where it was computed."""
+
+    num_workers: int
+    """That the run had; while the stage was computed all of them were held, at work or not."""
+    fanouts: list[Fanout]
+    """Empty where the driver did all of it."""
+    devices: list[str]
+    """Processors or GPUs that did the work, by their makers' names."""
+    joules: float | None = None
+    """Of the workers at work, or of the driver where they had none; None without a meter."""
+    meters: list[str] = []
+    """What measured the joules: NVML, RAPL."""
+
+
+class Cost(Record):
+    """What stages took when they were computed: time of workers, its price, and energy."""
+
+    worker_hours: float
+    """The stages' hours times the workers that the run held, those that wait included."""
+    price: float | None
+    """worker_hours at the recipe's `cost.worker_hour`; None where it states none."""
+    currency: str
+    energy_kwh: float
+    energy_protocol: str
+    """What was measured, and by what; what was estimated, and from what."""
+
+
 class StageResult(Record):
     """How one stage of a run ended; the report's and the table's row."""
 
@@ -204,6 +293,12 @@ class StageResult(Record):
     nodes: list[str]
     peak_bytes: int | None = None
     """Most memory that one of its workers held then; None where it was not measured."""
+    operations: float | None = None
+    """Floating-point operations, by the arithmetic of `nightpress plan`; None where it has none."""
+    effort: Effort | None = None
+    """None where it was computed before efforts were measured."""
+    cost: Cost | None = None
+    """When it was computed, at this night's price."""
 
 
 ModelKind = Literal["teacher", "prune", "distill", "comparison", "export"]
@@ -241,7 +336,8 @@ class RunRecord(Record):
     started: str
     """UTC, ISO 8601."""
     seconds: float
-    status: Literal["done", "unchanged", "refused", "deadline", "failed"]
+    status: Literal["done", "unchanged", "refused", "deadline", "failed", "cancelled"]
+    """`cancelled`: by a person or a signal, before its end."""
     store_uri: str
     channel: str
     stages: list[StageResult]
@@ -249,4 +345,8 @@ class RunRecord(Record):
     exports: list[ExportResult]
     corpus: CorpusResult | None = None
     """None where the run ended before it was built."""
+    cost: Cost | None = None
+    """Of the stages computed this night; a stored stage costs nothing again."""
+    data: dict[str, str] = {}
+    """sha256 by use of what the recipe names beside the teacher; empty where the run ended early."""
     error: str | None = None

@@ -23,11 +23,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from infra.energy import Reading, metered
 from infra.storage import SCHEME, Store, localize, put_folder
 from tasks.code_version import code_version, module_file
 from tasks.digests import digest_file, digest_of, list_files
+from tasks.effort import Tally
 from tasks.plugins import plugin_path
-from tasks.records import Record
+from tasks.records import Effort, Record
 
 SCHEMA_VERSION = 1
 
@@ -117,6 +119,8 @@ class Completion(Record):
     peak_bytes: int | None = None
     """Most that one worker held: on a GPU what its tensors took there, else its resident set, with
     libraries and mapped files; None where no worker ran."""
+    effort: Effort | None = None
+    """None where it was computed before efforts were measured."""
 
 
 @dataclass
@@ -131,6 +135,8 @@ class StageSpace:
     scratch: Path
     """A local folder of this attempt, removed afterwards."""
     progress: Progress
+    tally: Tally = field(default_factory=Tally)
+    """What the workers have measured so far."""
 
     @property
     def out(self) -> Path:
@@ -197,19 +203,39 @@ class StageSpace:
         missing = [(key, unit) for key, unit in zip(keys, units, strict=True) if key not in stored]
         done = len(units) - len(missing)
         self.progress(done, len(units))
+        readings = []
         if missing:
             work = partial(_compute_and_store, self.store, fn)
-            for _ in self.executor.map(work, missing, state, num_workers):
+            for reading in self.executor.map(work, missing, state, num_workers):
+                readings.append(reading)
                 done += 1
                 self.progress(done, len(units))
+        most = min(num_workers or self.executor.num_workers, len(missing))
+        self.tally.add(group, most, readings, num_stored=len(units) - len(missing))
         return keys
+
+    def run_group(
+        self, fn: Callable[[dict[str, Any]], R], config: dict[str, Any], num_workers: int
+    ) -> R:
+        """Run a process group as `Executor.run_group` does; what rank 0 took counts for each."""
+        reading, result = self.executor.run_group(partial(_run_metered, fn), config, num_workers)
+        self.tally.add("training", num_workers, [reading] * num_workers, in_step=True)
+        return result
 
 
 def _compute_and_store(
     store: Store, fn: Callable[[S, U], bytes], state: S, keyed: tuple[str, U]
-) -> None:
+) -> Reading:
     key, unit = keyed
-    store.create(key, fn(state, unit))
+    with metered() as reading:
+        store.create(key, fn(state, unit))
+    return reading
+
+
+def _run_metered(fn: Callable[[dict[str, Any]], R], config: dict[str, Any]) -> tuple[Reading, R]:
+    with metered() as reading:
+        result = fn(config)
+    return reading, result
 
 
 def read_completion(store: Store, stage: Stage) -> Completion | None:
@@ -241,7 +267,8 @@ def run_stage(
         )
         module_name, _, function = stage.entry.partition(":")
         entry = getattr(importlib.import_module(module_name), function)
-        record: Record = entry(space, stage.options | stage.execution, **stage.inputs)
+        with metered() as alone:
+            record: Record = entry(space, stage.options | stage.execution, **stage.inputs)
         files = {path: digest_file(space.out / path) for path in list_files(space.out)}
         put_folder(store, space.out, f"{space.prefix}/attempts/{space.attempt}")
         completion = Completion(
@@ -251,6 +278,7 @@ def run_stage(
             seconds=round(time.monotonic() - began, 3),
             nodes=sorted(executor.nodes) or [socket.gethostname()],  # or nobody but this process
             peak_bytes=executor.peak_bytes,
+            effort=space.tally.effort(executor.num_workers, alone),
         )
         data = json.dumps(completion.model_dump(), indent=1).encode()
         if not store.create(f"{space.prefix}/complete.json", data):

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from tasks.distill_options import DistillOptions
+from tasks.code_version import library_version
+from tasks.distill_options import DistillOptions, needs_a_teacher
+from tasks.evaluation_options import LmEvalTask
+from tasks.models.model_kind import head_kind
 from tasks.outside_code import is_outside, source_digest
 from tasks.plugins import plugin_constant, plugin_names, uri_options
 from tasks.prune_options import PruneOptions
@@ -78,6 +81,7 @@ def written_stage(
             "options": options,
             "generator": generator and generator.model_dump(exclude={"options": patience}),
             "task": recipe.task and recipe.task.model_dump(),
+            "head": head_kind(teacher.architecture),
             "trust_remote_code": recipe.teacher.trust_remote_code,
             # Sources that differ in nothing but their place yield different rows.
             "seed": recipe.seed * 1009 + number,
@@ -199,10 +203,14 @@ def distill_stage(
 
 
 def from_scratch(options: DistillOptions) -> DistillOptions:
-    """The same training of a freshly initialised student on the corpus alone, without a teacher."""
+    """The same training of a freshly initialised student on the corpus alone, without a teacher.
+
+    Its loss is the first of the training's that needs none, or cross-entropy.
+    """
+    alone = (loss.name for loss in options.losses if not needs_a_teacher(loss.name))
     return DistillOptions(
         **options.model_dump(exclude={"losses", "initializer", "trainable", "teacher", "stored_k"}),
-        losses=[{"name": "cross_entropy", "weight": 1.0}],
+        losses=[{"name": next(alone, "cross_entropy"), "weight": 1.0}],
         initializer={"name": "fresh"},
     )
 
@@ -247,17 +255,58 @@ def quantize_stage(recipe: Recipe, export: Export, model: ModelRef, calibration:
     )
 
 
-def evaluate_stage(recipe: Recipe, model: ModelRef, text: TextRef) -> Stage:
+def evaluate_stage(
+    recipe: Recipe, model: ModelRef, text: TextRef, tasks: Mapping[str, TextRef | DataRef]
+) -> Stage:
+    """A model's held-out loss, its scores on the recipe's tasks, and its speed.
+
+    Args:
+        tasks: What the tasks read, by their names.
+    """
+    asked = recipe.evaluation.tasks
+    uses_harness = any(isinstance(task, LmEvalTask) for task in asked)
+    harness = {"lm_eval": library_version("lm-eval")} if uses_harness else {}
     return Stage(
         name="evaluate",
-        entry="tasks.evaluate.perplexity:evaluate_model",
+        entry="tasks.evaluate.evaluation:evaluate_model",
         options={
             "window": recipe.evaluation.window,
             "stride": recipe.evaluation.stride or recipe.evaluation.window,
+            "tasks": [task.model_dump(exclude={"data", "include"}) for task in asked],
+            "latency": recipe.evaluation.latency and recipe.evaluation.latency.model_dump(),
+            "device": device_kind(recipe),
+            "trust_remote_code": recipe.teacher.trust_remote_code,
+        }
+        | harness,
+        inputs={"model": model, "text": text}
+        | {f"task {name}": found for name, found in tasks.items()},
+        # An export may be in any of them; they are found by name when it is loaded.
+        plugins=tuple(("encoding", name) for name in plugin_names("encoding")),
+    )
+
+
+def inspect_stage(recipe: Recipe, model: ModelRef, text: TextRef) -> Stage:
+    """What the report shows of a model beside its figures: its components and what it writes."""
+    return Stage(
+        name="inspect",
+        entry="tasks.evaluate.inspection:inspect_model",
+        options={
+            "window": recipe.evaluation.window,
+            "temperatures": temperatures(recipe),
+            "seed": recipe.seed,
             "device": device_kind(recipe),
             "trust_remote_code": recipe.teacher.trust_remote_code,
         },
         inputs={"model": model, "text": text},
-        # An export may be in any of them; they are found by name when it is loaded.
         plugins=tuple(("encoding", name) for name in plugin_names("encoding")),
     )
+
+
+def temperatures(recipe: Recipe) -> list[float]:
+    """Return 1, and those at which students learn from the teacher."""
+    trainings = [step.distill for step in recipe.steps] + [
+        export.train for export in recipe.exports
+    ]
+    losses = [loss for training in trainings if training for loss in training.losses]
+    named = {float(loss.options.get("temperature", 1.0)) for loss in losses}
+    return [1.0, *sorted(named - {1.0})]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.corpus_options import Task
+from tasks.models.model_kind import HeadKind
 from tasks.records import ModelRef
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ class CorpusContext:
     name: str
     """Names the plugin's units of work within the stage."""
     task: Task | None = None
+    head: HeadKind = "causal_lm"
+    """Of the teacher, which decides what a row's output is."""
     teacher: ModelRef | None = None
     """None for a plugin that does not say it uses it."""
     trust_remote_code: bool = False

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from array import array
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
+from tasks.corpus.arrays import Arrays
 from tasks.corpus.text import Document
 from tasks.errors import CorpusError
 
@@ -45,53 +43,26 @@ def join_documents(documents: Iterable[Document]) -> Tokens:
     return Tokens(np.array(ids, np.int32), np.frombuffer(loss_mask, np.uint8))
 
 
-def write_blocks(parts: Iterable[Tokens], block_tokens: int, path: Path) -> int:
-    """Join parts, cut them into blocks, and write them; what does not fill the last is left out.
-
-    The file is safetensors with `ids` int32 and `loss_mask` uint8, both [num_blocks,
-    block_tokens]. It is written as the parts come: one of them is in memory at a time.
-
-    Returns:
-        num_blocks.
+def cut_blocks(parts: Iterable[Tokens], block_tokens: int) -> Iterator[Arrays]:
+    """Join parts, and yield whole blocks as soon as there are any: `ids` int32 and `loss_mask`
+    uint8, both [num_blocks, block_tokens]. What does not fill the last block is left out.
 
     Raises:
         CorpusError: all parts together are shorter than one block.
     """
-    ids_path, mask_path = path.with_suffix(".ids"), path.with_suffix(".mask")
+    rest = join_documents([])
     num_tokens = 0
-    with ids_path.open("wb") as ids, mask_path.open("wb") as mask:
-        for part in parts:
-            ids.write(part.ids.tobytes())
-            mask.write(part.loss_mask.tobytes())
-            num_tokens += len(part.ids)
-        num_blocks = num_tokens // block_tokens
-        if num_blocks == 0:
-            raise CorpusError(
-                f"the corpus has {num_tokens} tokens, fewer than one block of {block_tokens}",
-                "add a source, or lower corpus.block_tokens",
-            )
-        kept = num_blocks * block_tokens
-        ids.truncate(4 * kept)
-        mask.truncate(kept)
-    with path.open("wb") as out:
-        out.write(safetensors_header(num_blocks, block_tokens))
-        for piece in (ids_path, mask_path):
-            with piece.open("rb") as data:
-                shutil.copyfileobj(data, out, 1 << 20)
-            piece.unlink()
-    return num_blocks
-
-
-def safetensors_header(num_blocks: int, block_tokens: int) -> bytes:
-    """Return what begins the file: the size of a JSON header, and the header, padded to 8 bytes.
-
-    Reference: the format's own description, github.com/huggingface/safetensors, "Format".
-    """
-    shape, kept = [num_blocks, block_tokens], num_blocks * block_tokens
-    header = {
-        "ids": {"dtype": "I32", "shape": shape, "data_offsets": [0, 4 * kept]},
-        "loss_mask": {"dtype": "U8", "shape": shape, "data_offsets": [4 * kept, 5 * kept]},
-    }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    for part in parts:
+        num_tokens += len(part.ids)
+        ids = np.concatenate([rest.ids, part.ids])
+        mask = np.concatenate([rest.loss_mask, part.loss_mask])
+        kept = len(ids) // block_tokens * block_tokens
+        if kept:
+            shape = (-1, block_tokens)
+            yield {"ids": ids[:kept].reshape(shape), "loss_mask": mask[:kept].reshape(shape)}
+        rest = Tokens(ids[kept:], mask[kept:])
+    if num_tokens < block_tokens:
+        raise CorpusError(
+            f"the corpus has {num_tokens} tokens, fewer than one block of {block_tokens}",
+            "add a source, or lower corpus.block_tokens",
+        )

@@ -61,6 +61,7 @@ def open_context(
         seed=options["seed"],
         name=options["name"],
         task=options["task"] and Task(**options["task"]),
+        head=options["head"],
         teacher=teacher,
         trust_remote_code=options["trust_remote_code"],
     )
@@ -75,8 +76,9 @@ def make_rows(
 ) -> Iterator[Row]:
     for number, raw in enumerate(found, start=1):
         try:
-            yield make_row(raw, source, context.task)
+            yield make_row(raw, source, context.task, context.head)
         except ValueError as error:
             raise CorpusError(
-                f"row {number} of the source {source}: {error}", "see task.labels in the recipe"
+                f"row {number} of the source {source}: {error}",
+                "correct the row, or task.labels in the recipe",
             ) from None

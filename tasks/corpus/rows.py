@@ -7,6 +7,18 @@ from typing import Any, TypedDict
 
 from tasks.corpus_options import Task
 from tasks.errors import CorpusError
+from tasks.models.model_kind import HeadKind
+
+TWO_TEXTS = {
+    "text_a": "text",
+    "text_b": "text_pair",
+    "sentence": "text",
+    "sentence1": "text",
+    "sentence2": "text_pair",
+}
+QUESTION = {"question": "text", "context": "text_pair"}
+"""What columns of labelled data are called here, where there is none of that name; a question
+stands beside its context, as in SQuAD."""
 
 
 class Row(TypedDict):
@@ -17,7 +29,9 @@ class Row(TypedDict):
     text_pair: str | None
     """The second input, where the task is about two."""
     output: str | None
-    """What answers the input: a label, or text; None in a plain document."""
+    """What answers the input: a label, a score, or text; None in a plain document. Of a question
+    to be answered from its context, JSON of `text` and `answer_start`, or "" where the context does
+    not say."""
     chat: bool
     source: str
     """The source plugin's name, and after a slash the data set where it draws from several."""
@@ -33,6 +47,9 @@ class Row(TypedDict):
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a JSONL file: `{"text": ...}` or `{"messages": [...]}`.
 
+    Of two texts the second is `text_pair`; text_a and text_b, sentence1 and sentence2, question and
+    context, as labelled data calls them, are renamed.
+
     Raises:
         CorpusError: a row is not JSON, or has neither key.
     """
@@ -44,22 +61,37 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise CorpusError(f"{path}:{number} is not JSON: {error}") from None
+            row = name_texts(row) if isinstance(row, dict) else row
             if not isinstance(row, dict) or not ("text" in row or "messages" in row):
                 raise CorpusError(f"{path}:{number}: expected a mapping with text or messages")
             yield row
 
 
-def make_row(raw: dict[str, Any], source: str, task: Task | None) -> Row:
+def name_texts(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with its texts under the names that they have here."""
+    asks = "text" not in row and QUESTION.keys() <= row.keys()
+    names = {old: new for old, new in (QUESTION if asks else TWO_TEXTS).items() if new not in row}
+    return {names.get(key, key): value for key, value in row.items()}
+
+
+def make_row(
+    raw: dict[str, Any], source: str, task: Task | None, head: HeadKind = "causal_lm"
+) -> Row:
     """Return the row of the corpus that a source's mapping stands for.
 
     Args:
         raw: `text` or `messages`; `text_pair`, and `output` or `label`; and what is known of where
             it came from. Other keys are ignored.
+        head: Of the teacher. What classifies has labels without a task, too; what answers questions
+            has `answers`, as SQuAD has them, of which the first counts.
 
     Raises:
-        ValueError: the label is none of the task's.
+        ValueError: the label is none of the task's, or `answers` are not as in SQuAD.
     """
-    output = raw.get("output", raw.get("label") if task else None)
+    has_label = task is not None or head == "sequence_classification"
+    output = raw.get("output", raw.get("label") if has_label else None)
+    if head == "question_answering":
+        output = find_answer(raw.get("answers"))
     return Row(
         text=json.dumps(raw["messages"]) if "messages" in raw else raw["text"],
         text_pair=raw.get("text_pair"),
@@ -73,7 +105,20 @@ def make_row(raw: dict[str, Any], source: str, task: Task | None) -> Row:
     )
 
 
-def find_output(output: str | int, task: Task | None) -> str:
+def find_answer(answers: Any) -> str | None:
+    """Return the first of SQuAD's answers, {text: [...], answer_start: [...]}, as one text."""
+    if answers is None:
+        return None
+    try:
+        found = list(zip(answers["text"], answers["answer_start"], strict=True))
+    except (TypeError, KeyError, ValueError):
+        raise ValueError(
+            f"expected answers: {{text: [...], answer_start: [...]}}, got {answers!r}"
+        ) from None
+    return json.dumps(dict(zip(("text", "answer_start"), found[0], strict=True))) if found else ""
+
+
+def find_output(output: str | int | float, task: Task | None) -> str:
     """Return an output as text; a classification's labels may be numbered."""
     if task is None or task.kind == "generation":
         return str(output)

@@ -11,12 +11,24 @@ from tasks.digests import digest_of
 
 
 class Blocks(NamedTuple):
-    """Packed token blocks, mapped from the file: only what is read takes memory."""
+    """The corpus's blocks, mapped from the file: only what is read takes memory.
+
+    Those of a causal language model are packed and have a `loss_mask`; an encoder's are padded on
+    the right and have all that a forward pass takes.
+    """
 
     ids: torch.Tensor
     """int32, [num_blocks, block_tokens]"""
-    loss_mask: torch.Tensor
+    loss_mask: torch.Tensor | None = None
     """uint8, [num_blocks, block_tokens]: 1 where the token is to be learned."""
+    attention_mask: torch.Tensor | None = None
+    """uint8, [num_blocks, block_tokens]: 0 where there is padding."""
+    token_type_ids: torch.Tensor | None = None
+    """uint8, [num_blocks, block_tokens]: which of two texts; None where the model takes none."""
+    labels: torch.Tensor | None = None
+    """int32 with -100 where there is none: of a classifier [num_blocks], of question answering
+    [num_blocks, 2], the first and the last token of the answer, of a masked language model
+    [num_blocks, block_tokens]. A regression's are float32 [num_blocks], NaN where there is none."""
 
 
 def load_blocks(folder: Path) -> Blocks:

@@ -5,7 +5,8 @@
 
 Each launch of the group has an id of its own, so ranks that outlive their driver for a moment
 never mix their files with those of the next launch. DeepSpeed pickles its files; they are read
-only where their digests are those that the marker names.
+only where their digests are those that the marker names. ZeRO's files are of the ranks that wrote
+them: another number of ranks converts them first (`resharding.py`).
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from tasks.digests import digest_file, list_files
+from tasks.distill.resharding import convert, load_universal, shared_folder
 from tasks.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from infra.storage import Store
 
 TAG = "state"
@@ -92,6 +96,8 @@ def save_checkpoint(
 def load_newest(engine: Any, store: Store, prefix: str) -> list[dict[str, Any]]:
     """Load the newest complete checkpoint, the same on all ranks; return its loss curve.
 
+    It may be of more ranks or of fewer.
+
     The curve has an entry for each step done; it is empty where there is no checkpoint yet.
     """
     found = [newest_marker(store, prefix) if dist.get_rank() == 0 else None]
@@ -100,12 +106,28 @@ def load_newest(engine: Any, store: Store, prefix: str) -> list[dict[str, Any]]:
         return []
     name = found[0].removesuffix(".json")
     marker = json.loads(store.read(found[0]))
-    with tempfile.TemporaryDirectory(prefix="nightpress-") as folder:
-        for rank in {0, dist.get_rank()}:  # rank 0's has the weights, the own the optimiser
+    # Without ZeRO every rank has the whole state, and rank 0's file is enough for any other.
+    same_ranks = marker["world_size"] == dist.get_world_size() or not engine.zero_optimization()
+
+    def fetch(ranks: Iterable[int], folder: Path) -> None:
+        for rank in ranks:
             shard = rank_folder(name, marker["launch"], rank)
-            download_files(store, marker["files"], shard, Path(folder) / TAG)
-        engine.load_checkpoint(folder, tag=TAG)
-        curve: list[dict[str, Any]] = json.loads((Path(folder) / TAG / CURVE).read_text())
+            download_files(store, marker["files"], shard, folder / TAG)
+
+    with tempfile.TemporaryDirectory(prefix="nightpress-") as temporary:
+        folder = own = Path(temporary)
+        if same_ranks:
+            fetch({0, dist.get_rank()}, folder)  # rank 0's has the weights, the own the optimiser
+            engine.load_checkpoint(str(folder), tag=TAG)
+        else:
+            folder = shared_folder(own)
+            if folder == own:
+                fetch(range(marker["world_size"]), folder)
+                convert(folder, TAG)
+            dist.barrier()
+            load_universal(engine, folder)
+        curve: list[dict[str, Any]] = json.loads((folder / TAG / CURVE).read_text())
+        dist.barrier()  # nobody removes what another still reads
     return curve
 
 

@@ -24,20 +24,31 @@ time; and how soon one must be needed again to stay whole till then."""
 
 @dataclass(frozen=True)
 class Batch:
-    """How the blocks of one optimiser step are spread over ranks and forward passes."""
+    """How the blocks of one optimiser step are spread over ranks and forward passes.
 
+    The step is the same whatever the number of ranks: with fewer of them each takes more forward
+    passes, and where these do not come out even, the last ones lie beyond the batch and are to
+    weigh nothing.
+    """
+
+    num_blocks: int
+    """Blocks that one optimiser step learns from: the global batch."""
     micro_blocks: int
     """Blocks per forward pass of one rank."""
-    num_accumulated: int
-    """Forward passes of one rank per optimiser step."""
     world_size: int
 
     @property
-    def num_blocks(self) -> int:
+    def num_accumulated(self) -> int:
+        """Forward passes of one rank per optimiser step."""
+        return math.ceil(self.num_blocks / (self.micro_blocks * self.world_size))
+
+    @property
+    def num_places(self) -> int:
+        """Blocks that all passes of all ranks have room for, `num_blocks` or more."""
         return self.micro_blocks * self.num_accumulated * self.world_size
 
     def micro_batches(self, rank: int) -> list[slice]:
-        """Where in the global batch each of a rank's forward passes lies."""
+        """Which places, [0, num_places), each of a rank's forward passes takes."""
         starts = [
             (index * self.world_size + rank) * self.micro_blocks
             for index in range(self.num_accumulated)
@@ -46,7 +57,7 @@ class Batch:
 
 
 def split_batch(batch_blocks: int, micro_batch_blocks: int, world_size: int) -> Batch:
-    """Spread a global batch over the ranks.
+    """Spread a global batch over as many ranks as the recipe asks for.
 
     Raises:
         ValueError: it is no multiple of what all ranks take in one forward pass.
@@ -63,7 +74,7 @@ def split_batch(batch_blocks: int, micro_batch_blocks: int, world_size: int) -> 
             f"{micro_batch_blocks} x {world_size}, got {batch_blocks}; "
             f"{' or '.join(remedies)} would do"
         )
-    return Batch(micro_batch_blocks, batch_blocks // per_pass, world_size)
+    return Batch(batch_blocks, micro_batch_blocks, world_size)
 
 
 def count_steps(num_tokens: int, batch_blocks: int, block_tokens: int) -> int:
@@ -133,7 +144,7 @@ def frozen_config(options: dict[str, Any], batch: Batch) -> dict[str, Any]:
 
 def _shared(options: dict[str, Any], batch: Batch) -> dict[str, Any]:
     return {
-        "train_batch_size": batch.num_blocks,
+        "train_batch_size": batch.num_places,
         "train_micro_batch_size_per_gpu": batch.micro_blocks,
         "gradient_accumulation_steps": batch.num_accumulated,
         "bf16": {"enabled": options["dtype"] == "bfloat16"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import TYPE_CHECKING, Any
 
 from tasks.digests import digest_file
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tasks.stage import StageSpace
+
+log = logging.getLogger(__name__)
 
 
 def distill(
@@ -81,6 +84,7 @@ def distill(
     if not space.store.exists(f"{space.prefix}/trained.json"):
         run_training(space, job)
     trained = json.loads(space.store.read(f"{space.prefix}/trained.json"))
+    curve = json.loads(space.store.read(f"{space.prefix}/loss_curve.json"))["points"]
     space.executor.nodes.update(trained["nodes"])
     space.progress(num_steps, num_steps)
     download_files(space.store, trained["files"], trained["folder"], space.out)
@@ -92,6 +96,7 @@ def distill(
         num_steps=num_steps,
         tokens=num_steps * batch.num_blocks * corpus.block_tokens,
         **trained["facts"],
+        **describe_lost_workers(curve, options["world_size"]),
     )
 
 
@@ -99,9 +104,7 @@ def run_training(space: StageSpace, job: TrainingJob) -> None:
     """Run the group until the trained student lies in the store."""
     with followed_progress(space, job.num_steps):
         try:
-            failure = space.executor.run_group(
-                train_on_rank, {"job": job}, job.options["world_size"]
-            )
+            failure = space.run_group(train_on_rank, {"job": job}, job.options["world_size"])
         except RuntimeError as error:
             raise ClusterError(
                 f"training stopped: {error}",
@@ -109,6 +112,22 @@ def run_training(space: StageSpace, job: TrainingJob) -> None:
             ) from error
     if failure is not None:
         raise TrainingError(failure)
+
+
+def describe_lost_workers(curve: list[dict[str, Any]], world_size: int) -> dict[str, Any]:
+    """Say in how many steps fewer workers took part than the key promises; nothing where none."""
+    fewer = [point["world_size"] for point in curve if point["world_size"] < world_size]
+    if not fewer:
+        return {}
+    log.warning(
+        "%d of %d steps were taken by fewer than %d workers, by %d at the least: the same blocks "
+        "in each step, and a loss that is the same but for rounding; not the same bytes",
+        len(fewer),
+        len(curve),
+        world_size,
+        min(fewer),
+    )
+    return {"steps_with_fewer_workers": len(fewer), "fewest_workers": min(fewer)}
 
 
 def shared_vocab_size(teacher: Path, student: Path) -> int | None:

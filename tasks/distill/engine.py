@@ -83,7 +83,8 @@ def import_deepspeed() -> Any:
     """Import DeepSpeed for the device at hand; it reads the environment as it is imported.
 
     On CPUs it would compile collectives over shared memory, for a minute or, without a
-    compiler, in vain; gloo does without them. The table that says so is private to DeepSpeed.
+    compiler, in vain; gloo does without them. And it would clone the process group, and forget
+    how long ranks may wait for each other. The names that say otherwise are private to it.
     """
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -92,6 +93,7 @@ def import_deepspeed() -> Any:
     deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     if dist.is_initialized():
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
+        deepspeed.utils.groups._WORLD_GROUP = dist.group.WORLD
     return deepspeed
 
 

@@ -1,12 +1,14 @@
-"""A language model taken apart: the backbone, and the head that makes logits of hidden states.
+"""What a model makes of its inputs; a language model taken apart into its backbone, and the head
+that makes logits of hidden states.
 
-Shapes: N tokens, hidden size D, vocabulary V.
+Shapes: B blocks of T tokens, N rows of logits, hidden size D, vocabulary or classes V.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -15,12 +17,17 @@ from torch import nn
 from torch.nn import functional
 
 from kernels.chunked_kd.naive import Head
+from tasks.models.model_kind import AUTO_CLASSES, config_kind, head_kind
 
 log = logging.getLogger(__name__)
 
 PROBED_TOKENS = 8
 ROUNDINGS = 16
 """How many roundings of their own type two ways to the same logits may lie apart."""
+
+
+OFF = -1e4
+"""Logit of a position that is padding: finite in every dtype, and of no probability."""
 
 
 class Parts(NamedTuple):
@@ -35,13 +42,60 @@ class Parts(NamedTuple):
         return Head(self.linear.weight, self.linear.bias, self.scale, self.softcap)
 
 
+def run(model: Any, inputs: Mapping[str, Any], outputs: Mapping[str, bool]) -> Any:
+    """Run a model, or the backbone of one; a DistilBERT, which takes no token types, without them.
+
+    Args:
+        outputs: What it is to return besides, as `Objective.outputs` has it.
+    """
+    takes = inspect.signature(model.forward).parameters
+    named = {n: v for n, v in inputs.items() if n != "token_type_ids" or n in takes}
+    return model(**named, **outputs)
+
+
+def logit_rows(output: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """Return the logits of a forward pass as rows [N, V], each a distribution of its own.
+
+    Of a language model the rows are its tokens, of a classifier its texts. Of question answering
+    a text has two, over its positions: where the answer starts, and where it ends.
+    """
+    if "start_logits" in output:
+        pairs_B2T = torch.stack([output.start_logits, output.end_logits], dim=1)
+        padded_B1T = inputs["attention_mask"][:, None] == 0
+        return pairs_B2T.masked_fill(padded_B1T, OFF).flatten(0, 1)
+    logits: torch.Tensor = output.logits.flatten(0, -2)
+    return logits
+
+
+def check_heads(student: Any, teacher: Any) -> None:
+    """Make sure that the logits of two models, given their configs, mean the same.
+
+    Raises:
+        ValueError: their heads are of different kinds, or have different labels.
+    """
+    kinds = config_kind(student), config_kind(teacher)
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"distill: expected a student with the teacher's head, {kinds[1]}, got {kinds[0]}; "
+            f"save it with transformers' {AUTO_CLASSES[kinds[1]]} first"
+        )
+    if kinds[1] == "sequence_classification" and student.id2label != teacher.id2label:
+        raise ValueError(
+            f"distill: expected a student with the teacher's labels {teacher.id2label}, got "
+            f"{student.id2label}; give it the same id2label, or leave out student"
+        )
+
+
 def take_apart(model: Any) -> Parts | None:
-    """Return a causal language model's backbone and head; None where its logits are made otherwise.
+    """Return a causal language model's backbone and head; None where its logits are made otherwise,
+    or it is none.
 
     Scale and softcap are read from the config, under the names that Cohere, Granite and Gemma 2
     give them, and whatever the family, the parts are tried on a few tokens against the model's own
     logits.
     """
+    if head_kind(type(model).__name__) != "causal_lm":
+        return None
     linear, config = model.get_output_embeddings(), model.config.get_text_config()
     if type(linear) is nn.Linear and model.base_model is not model:
         scale = number(config, "logit_scale", 1.0) / number(config, "logits_scaling", 1.0)

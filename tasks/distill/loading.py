@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from torch import nn
+
 from tasks.distill.adapters import make_trainable
 from tasks.distill.blocks import Blocks
 from tasks.distill.deepspeed_config import Batch
 from tasks.distill.engine import partition, start_engine
+from tasks.distill.heads import check_heads
 from tasks.distill.job import TrainingJob
 from tasks.distill.layers import make_projection, map_layers
 from tasks.distill.objective import Objective, build_objective
@@ -56,11 +59,13 @@ def load_models(job: TrainingJob, batch: Batch, blocks: Blocks) -> Models:
     if job.prepare:
         job.prepare(student)
     show_attentions(student, objective)
+    still_attention(student, objective)
     teacher: Teacher = no_teacher
     layer_map: list[int] = []
     projection = None
     if job.teacher_uri:
         model = load_teacher(job)
+        check_heads(student.config, model.config)
         show_attentions(model, objective)
         teacher = online = OnlineTeacher(model, objective)
         if objective.outputs():
@@ -127,6 +132,19 @@ def show_attentions(model: Any, objective: Objective) -> None:
     """Let a model compute its attention maps as matrices, which fused attention never holds."""
     if objective.over("attentions"):
         model.set_attn_implementation("eager")
+
+
+def still_attention(student: Any, objective: Objective) -> None:
+    """Switch off dropout inside attention where its maps are held against the teacher's: a map
+    with holes would be compared, at a divergence that no training lowers.
+
+    Encoders keep it in a module of their attention; decoders hardly have any.
+    """
+    if objective.over("attentions"):
+        for module in student.modules():
+            inside = getattr(module, "dropout", None)
+            if type(module).__name__.endswith("SelfAttention") and isinstance(inside, nn.Dropout):
+                inside.p = 0.0
 
 
 def describe_layers(layer_map: list[int], num_teacher: int) -> Facts:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import contextvars
 import json
-import os
-import socket
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -21,20 +20,28 @@ if TYPE_CHECKING:
     from infra.storage import Store
     from tasks.stage import StageSpace
 
+log = logging.getLogger(__name__)
+
 INTERVAL_S = 2.0
 
 
 class ProgressWriter:
     """Writes `progress.json` from rank 0, at most every INTERVAL_S seconds."""
 
-    def __init__(self, store: Store, prefix: str, num_steps: int, step_tokens: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        prefix: str,
+        num_steps: int,
+        step_tokens: int,
+        ranks: list[dict[str, Any]],
+    ) -> None:
         self.store = store
         self.prefix = prefix
         self.num_steps = num_steps
         self.step_tokens = step_tokens
-        self.ranks: list[Any] = [None] * dist.get_world_size()
+        self.ranks = ranks
         """Host and process of every rank: which one to look at when the group hangs."""
-        dist.all_gather_object(self.ranks, {"host": socket.gethostname(), "pid": os.getpid()})
         self.began = self.written = time.monotonic()
         self.first_step = 0
 
@@ -71,18 +78,32 @@ class ProgressWriter:
         self.written = time.monotonic()
 
 
+def read_progress(space: StageSpace) -> dict[str, Any] | None:
+    """Return what rank 0 wrote last; None where there is nothing yet, or the store is away."""
+    try:
+        written: dict[str, Any] = json.loads(space.store.read(f"{space.prefix}/progress.json"))
+    except OSError:
+        return None
+    return written
+
+
 @contextmanager
 def followed_progress(space: StageSpace, num_steps: int) -> Iterator[None]:
-    """Pass the group's progress on to the stage's, while the driver waits for the group."""
+    """Pass the group's progress on to the stage's, while the driver waits for the group; say so
+    when it was started again."""
     done = threading.Event()
+    earlier = read_progress(space)  # of another command, which was stopped
 
     def follow() -> None:
+        launch: dict[str, Any] | None = None
         while not done.wait(INTERVAL_S):
-            try:
-                written = space.store.read(f"{space.prefix}/progress.json")
-            except OSError:
-                continue  # nothing yet, or the store is away for a moment
-            space.progress(json.loads(written)["step"], num_steps)
+            if (progress := read_progress(space)) is None:
+                continue
+            if earlier is None or progress["ranks"] != earlier["ranks"]:
+                if launch and progress["ranks"] != launch["ranks"]:
+                    log.warning("%s", describe_launch(launch, progress))
+                launch = progress
+            space.progress(progress["step"], num_steps)
 
     context = contextvars.copy_context()  # who follows the stage may look for its run in there
     thread = threading.Thread(target=context.run, args=(follow,), daemon=True)
@@ -92,3 +113,12 @@ def followed_progress(space: StageSpace, num_steps: int) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+def describe_launch(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Say with whom a group goes on that was started again."""
+    hosts = ", ".join(sorted({rank["host"] for rank in now["ranks"]}))
+    return (
+        f"training was started again, at step {now['step']} of {now['num_steps']}, with "
+        f"{len(now['ranks'])} workers after {len(before['ranks'])}, on {hosts}"
+    )

@@ -15,7 +15,8 @@ from torch import nn
 
 from kernels.chunked_kd.naive import DenseTeacher, StoredTeacher
 from tasks.distill.engine import gathered
-from tasks.distill.heads import Parts, take_apart
+from tasks.distill.examples import Examples
+from tasks.distill.heads import Parts, logit_rows, run, take_apart
 from tasks.distill.objective import Objective
 
 
@@ -24,7 +25,7 @@ class Lesson:
     """What one forward pass of the student is held against; empty where no loss looks."""
 
     logits: DenseTeacher | StoredTeacher | torch.Tensor | None = None
-    """A tensor [N, V] where the teacher's head cannot be taken apart."""
+    """A tensor, rows [N, V], where the teacher's head cannot be taken apart."""
     hidden_states: tuple[torch.Tensor, ...] = ()
     """After each layer, [B, T, D]."""
     attentions: tuple[torch.Tensor, ...] = ()
@@ -32,9 +33,7 @@ class Lesson:
 
 
 class Teacher(Protocol):
-    def __call__(
-        self, rows_B: torch.Tensor, ids_BT: torch.Tensor
-    ) -> AbstractContextManager[Lesson]:
+    def __call__(self, rows_B: torch.Tensor, examples: Examples) -> AbstractContextManager[Lesson]:
         """Show what the teacher makes of some blocks, whose places in the corpus are `rows_B`.
 
         The lesson holds as long as the context is open.
@@ -43,7 +42,7 @@ class Teacher(Protocol):
 
 
 @contextmanager
-def no_teacher(rows_B: torch.Tensor, ids_BT: torch.Tensor) -> Iterator[Lesson]:
+def no_teacher(rows_B: torch.Tensor, examples: Examples) -> Iterator[Lesson]:
     yield Lesson()
 
 
@@ -55,9 +54,9 @@ class Backbone(nn.Module):
         self.model = model
         self.parts = parts
 
-    def forward(self, ids_BT: torch.Tensor, outputs: dict[str, bool]) -> Any:
+    def forward(self, examples: Examples, outputs: dict[str, bool]) -> Any:
         called = self.parts.backbone if self.parts else self.model
-        return called(input_ids=ids_BT, use_cache=False, **outputs)
+        return run(called, examples.inputs, outputs)
 
 
 class OnlineTeacher:
@@ -74,10 +73,10 @@ class OnlineTeacher:
         self.module: Any = Backbone(model, self.parts)
 
     @contextmanager
-    def __call__(self, rows_B: torch.Tensor, ids_BT: torch.Tensor) -> Iterator[Lesson]:
+    def __call__(self, rows_B: torch.Tensor, examples: Examples) -> Iterator[Lesson]:
         wanted = self.objective.outputs()
         with torch.no_grad():
-            output = self.module(ids_BT, wanted)
+            output = self.module(examples, wanted)
         shown = {
             what: getattr(output, what)[-self.num_layers :]
             for what in ("hidden_states", "attentions")
@@ -86,7 +85,7 @@ class OnlineTeacher:
         if not self.objective.compares_logits:
             yield Lesson(**shown)
         elif self.parts is None:
-            yield Lesson(logits=output.logits.flatten(0, 1), **shown)
+            yield Lesson(logits=logit_rows(output, examples.inputs), **shown)
         else:
             hidden_ND = output.last_hidden_state.flatten(0, 1)
             with gathered(self.parts.linear.parameters()):

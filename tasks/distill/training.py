@@ -2,7 +2,8 @@
 
 Every rank knows the whole corpus and the whole schedule, so nothing but gradients and losses (and
 under ZeRO-3 weights) is exchanged. What a step computes is fixed by (seed, step): a run that was
-killed and goes on from a checkpoint ends in the same bytes as one that was not.
+killed and goes on from a checkpoint ends in the same bytes as one that was not. With fewer ranks
+the steps learn from the same blocks, and only sums change their order.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tasks.distill.blocks import Blocks, batch_rows, derive_seed, load_blocks, next_tokens
+from tasks.distill.blocks import Blocks, batch_rows, derive_seed, load_blocks
 from tasks.distill.checkpoints import best_marker, load_newest, save_checkpoint, steps_of
-from tasks.distill.deepspeed_config import Batch, learning_rate_at, split_batch
+from tasks.distill.deepspeed_config import Batch, learning_rate_at
 from tasks.distill.divergence import describe_failure
 from tasks.distill.engine import local_part, make_deterministic
+from tasks.distill.examples import read_examples
 from tasks.distill.job import TrainingJob
 from tasks.distill.loading import Models, load_models
 from tasks.distill.progress import ProgressWriter
+from tasks.distill.roll_call import named_absentees
 from tasks.distill.saving import store_student
 from tasks.errors import TrainingError
 
@@ -45,19 +48,28 @@ def train(job: TrainingJob) -> None:
 
     Raises:
         TrainingError: the run has diverged, or its numbers are no numbers any more.
+        ClusterError: other ranks did not answer within the process group's timeout.
     """
-    options = job.options
-    make_deterministic(options["threads"])
-    batch = split_batch(
-        options["batch_blocks"], options["micro_batch_blocks"], dist.get_world_size()
-    )
-    blocks = load_blocks(job.localize(job.corpus_uri))
-    models = load_models(job, batch, blocks)
-    progress = ProgressWriter(
-        job.store, job.prefix, job.num_steps, batch.num_blocks * blocks.ids.shape[1]
-    )
+    make_deterministic(job.options["threads"])
     launch = [uuid.uuid4().hex[:8]]
     dist.broadcast_object_list(launch)
+    with named_absentees(job.store, job.prefix, launch[0]) as ranks:
+        train_together(job, launch[0], ranks)
+
+
+def train_together(job: TrainingJob, launch: str, ranks: list[dict[str, Any]]) -> None:
+    """Do what `train` says, as one launch of the group.
+
+    Args:
+        launch: Its id, the same on all ranks.
+        ranks: Host and process of each.
+    """
+    options = job.options
+    batch = Batch(options["batch_blocks"], options["micro_batch_blocks"], dist.get_world_size())
+    blocks = load_blocks(job.localize(job.corpus_uri))
+    models = load_models(job, batch, blocks)
+    step_tokens = batch.num_blocks * blocks.ids.shape[1]
+    progress = ProgressWriter(job.store, job.prefix, job.num_steps, step_tokens, ranks)
     curve = load_newest(models.engine, job.store, job.prefix)
     progress.begin(curve)
     every = options["checkpoint_steps"]
@@ -72,8 +84,8 @@ def train(job: TrainingJob) -> None:
             raise stopped(failure, job, curve)
         progress.update(curve)
         if saving and not done:
-            save_checkpoint(models.engine, job.store, job.prefix, launch[0], curve, every)
-    store_student(job, models, launch[0], curve, progress)
+            save_checkpoint(models.engine, job.store, job.prefix, launch, curve, every)
+    store_student(job, models, launch, curve, progress)
 
 
 def train_step(
@@ -82,22 +94,23 @@ def train_step(
     """Take one optimiser step; return its point of the loss curve, the same on all ranks."""
     options, objective = job.options, models.objective
     engine, rank = models.engine, dist.get_rank()
-    torch.manual_seed(derive_seed(options["seed"], step, rank))  # dropout, where there is any
     rate = learning_rate_at(step, job.num_steps, options["learning_rate"], options["warmup"])
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
     rows = batch_rows(step, batch.num_blocks, len(blocks.ids), options["seed"])
-    ids_BT = blocks.ids[rows].long().to(engine.device)
-    mask_BT = blocks.loss_mask[rows].to(engine.device)
-    labels_BT, learned_BT = next_tokens(ids_BT, mask_BT)
+    examples = read_examples(blocks, rows, engine.device).padded(batch.num_places)
+    rows = torch.cat([rows, rows[:1].expand(batch.num_places - batch.num_blocks)])
     # One denominator for the whole step, so that how it is split changes nothing. DeepSpeed
     # averages gradients over ranks: times the world size, they are a sum again.
-    num_learned = max(int(learned_BT.sum()), 1)
+    num_learned = max(int(examples.rows.sum()), 1)
     sums = torch.zeros(len(objective.losses), device=engine.device)
     num_skipped = engine.skipped_steps
     for micro in batch.micro_batches(rank):
-        with models.teacher(rows[micro], ids_BT[micro]) as lesson:
-            loss, micro_sums = engine(ids_BT[micro], labels_BT[micro], learned_BT[micro], lesson)
+        # Dropout, where there is any, is that of the blocks, whoever computes them.
+        torch.manual_seed(derive_seed(options["seed"], step, micro.start))
+        part = examples.take(micro)
+        with models.teacher(rows[micro], part) as lesson:
+            loss, micro_sums = engine(part, lesson)
         engine.backward(loss * batch.world_size / num_learned, scale_wrt_gas=False)
         engine.step()
         sums += micro_sums
@@ -114,6 +127,7 @@ def train_step(
         "learning_rate": rate,
         "gradient_norm": None if norm is None else float(norm),
         "skipped": skipped,
+        "world_size": batch.world_size,
     }
 
 

@@ -7,33 +7,31 @@ never on a mean alone: what the held-out text cannot show is not published.
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import ndtr, stdtrit
 
 from infra.storage import localize
-from tasks.digests import digest_of
 from tasks.errors import QualityGateError
-from tasks.gate_options import Gate
+from tasks.evaluate.bootstrap import (
+    PROTOCOL,
+    Floats,
+    draw_resamples,
+    expand_percentiles,
+    explain_refusal,
+)
+from tasks.evaluate.items import Items, read_items
+from tasks.evaluate.score_drop import check_drops, check_kept
+from tasks.gate_options import ChampionGate, Gate
 from tasks.records import Difference, GateCheck, GateReport, Metrics, ModelRef
 
 if TYPE_CHECKING:
     from infra.storage import Store
 
-NUM_RESAMPLES = 10_000
-CONFIDENCE = 0.95
-"""Of each one-sided interval."""
-CHUNK_INDICES = 2**22
-"""Document numbers drawn at once."""
 BYTES_PER_TEACHER_PARAMETER = 4
 
-BOOTSTRAP_PROTOCOL = (
-    f"paired bootstrap over documents, {NUM_RESAMPLES:,} resamples, one-sided {CONFIDENCE:.0%}"
-)
 BYTES_PROTOCOL = "sum of the files' bytes / (4 bytes x the teacher's parameters, tied ones once)"
 
 
@@ -43,10 +41,12 @@ class Evaluated:
 
     model: ModelRef
     metrics: Metrics
-    nats: NDArray[np.float64]
+    nats: Floats
     """Summed nats of each document, [num_documents]."""
-    tokens: NDArray[np.float64]
+    tokens: Floats
     """Scored tokens of each document, [num_documents]."""
+    items: dict[str, Items] = field(default_factory=dict)
+    """What it said on each evaluation task, by the task's name."""
 
 
 def read_evaluated(store: Store, model: ModelRef, metrics: Metrics) -> Evaluated:
@@ -63,7 +63,8 @@ def read_evaluated(store: Store, model: ModelRef, metrics: Metrics) -> Evaluated
             f"model {model.digest[:12]}: the held-out loss is not a finite number on "
             f"{np.count_nonzero(~np.isfinite(nats))} of {nats.size} documents"
         )
-    return Evaluated(model, metrics, nats, tokens)
+    items = {name: read_items(store, score) for name, score in metrics.tasks.items()}
+    return Evaluated(model, metrics, nats, tokens, items)
 
 
 def check_gate(
@@ -86,14 +87,27 @@ def check_gate(
     limit = gate.teacher.max_bytes_ratio
     if limit is not None:
         checks.append(check_bytes(limit, candidate.model, teacher.model))
-    limit = gate.champion.max_nats_increase
-    if limit is not None and champion is not None:
-        checks.append(check_nats("champion.max_nats_increase", limit, candidate, champion))
-    if limit is not None and champion is None:
-        notes.append("No champion on the channel yet: champion.max_nats_increase was skipped.")
+    checks += check_drops("teacher", gate.teacher.max_score_drop, candidate, teacher)
+    if champion is not None:
+        checks += check_champion(gate.champion, candidate, champion)
+    elif skipped := gate.champion.model_dump(exclude_defaults=True):
+        names = ", ".join(f"champion.{name}" for name in skipped)
+        verb = "was" if len(skipped) == 1 else "were"
+        notes.append(f"No champion on the channel yet: {names} {verb} skipped.")
     if not checks:
         notes.append("The recipe sets no limit that applies: nothing was held against one.")
     return GateReport(passed=all(c.passed for c in checks), checks=checks, notes=notes)
+
+
+def check_champion(
+    gate: ChampionGate, candidate: Evaluated, champion: Evaluated
+) -> Iterator[GateCheck]:
+    if gate.max_nats_increase is not None:
+        name = "champion.max_nats_increase"
+        yield check_nats(name, gate.max_nats_increase, candidate, champion)
+    yield from check_drops("champion", gate.max_score_drop, candidate, champion)
+    for task in gate.must_not_fall:
+        yield check_kept(task, candidate, champion)
 
 
 def check_bytes(limit: float, candidate: ModelRef, teacher: ModelRef) -> GateCheck:
@@ -122,26 +136,7 @@ def check_nats(name: str, limit: float, candidate: Evaluated, reference: Evaluat
         difference=difference,
         passed=passed,
         reason=None if passed else explain_refusal(difference, limit),
-        protocol=f"{candidate.metrics.protocol}; {BOOTSTRAP_PROTOCOL}",
-    )
-
-
-def explain_refusal(difference: Difference, limit: float) -> str:
-    """Say whether a candidate over the limit is worse, or whether the text is too short to tell.
-
-    The upper end alone decides; the width (upper end less figure) only chooses the reason. It
-    falls with the square root of the number of documents, which gives the number at which this
-    same figure would pass, or, where it is over the limit, the interval would be as narrow.
-    """
-    increase = f"{difference.figure:+.4f} nats/token (upper end {difference.upper:+.4f})"
-    width = difference.upper - difference.figure
-    room = limit - difference.figure if difference.figure < limit else limit
-    if difference.lower > limit or width <= limit or room == 0:
-        return f"{increase}, the limit is {limit:g}"
-    needed = math.ceil(difference.num_documents * (width / room) ** 2)
-    return (
-        f"too few items: about {needed:,} needed; {difference.num_documents:,} documents "
-        f"give {increase}, the limit is {limit:g}"
+        protocol=f"{candidate.metrics.protocol}; {PROTOCOL.format('documents')}",
     )
 
 
@@ -149,11 +144,8 @@ def paired_difference(candidate: Evaluated, reference: Evaluated) -> Difference:
     """Estimate nats/token of the candidate less those of the reference, by a paired bootstrap.
 
     The estimate is a ratio, sum of differences over sum of tokens, and documents are resampled
-    whole, since tokens within one depend on each other. Percentiles are widened as for Student's
-    t, because a bootstrap of n documents has a standard error too small by sqrt((n - 1) / n).
-    The same two models give the same interval always.
-
-    Reference: Hesterberg 2014, arXiv 1411.5279, expanded percentile interval.
+    whole, since tokens within one depend on each other. The same two models give the same
+    interval always.
 
     Raises:
         ValueError: fewer than two documents, or not the same ones.
@@ -170,21 +162,18 @@ def paired_difference(candidate: Evaluated, reference: Evaluated) -> Difference:
     if num_documents < 2:
         raise ValueError(f"evaluation.text must hold at least 2 documents, got {num_documents}")
     differences = candidate.nats - reference.nats
-    digests = [candidate.model.digest, reference.model.digest]
-    rng = np.random.default_rng(int(digest_of(digests)[:16], 16))
-    chunk = max(1, CHUNK_INDICES // num_documents)
-    estimates = np.empty(NUM_RESAMPLES)
-    for start in range(0, NUM_RESAMPLES, chunk):
-        rows = min(chunk, NUM_RESAMPLES - start)
-        drawn = rng.integers(0, num_documents, size=(rows, num_documents))
-        sums = differences[drawn].sum(axis=1)
-        estimates[start : start + rows] = sums / tokens[drawn].sum(axis=1)
-    quantile = stdtrit(num_documents - 1, CONFIDENCE)
-    tail = ndtr(-quantile * math.sqrt(num_documents / (num_documents - 1)))
-    lower, upper = np.quantile(estimates, [tail, 1 - tail])
+    estimates = np.concatenate(
+        [
+            differences[drawn].sum(axis=1) / tokens[drawn].sum(axis=1)
+            for drawn in draw_resamples(
+                num_documents, [candidate.model.digest, reference.model.digest]
+            )
+        ]
+    )
+    lower, upper = expand_percentiles(estimates, num_documents)
     return Difference(
         figure=float(differences.sum() / tokens.sum()),
-        lower=float(lower),
-        upper=float(upper),
+        lower=lower,
+        upper=upper,
         num_documents=num_documents,
     )

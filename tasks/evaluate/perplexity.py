@@ -1,17 +1,18 @@
-"""Held-out nats/token, with the protocol that makes two figures comparable, and prefill speed.
+"""Held-out nats/token of a language model, with the protocol that makes two figures comparable.
 
 Documents are tokenised one by one, each begun with BOS, joined, and cut into windows that do not
 know of documents. Each window scores its last `stride` tokens (the first one all but its first
 token), given what stands before them in the window. A token's loss is booked to its document, so
 that a gate can resample documents.
+
+A masked language model has no next token: of each window it scores the tokens that are masked,
+15% of them, the same for every model with the same tokenizer.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,19 +22,20 @@ import torch
 from torch.nn import functional as F
 
 from tasks.corpus.text import tokenize_file
-from tasks.digests import digest_folder
-from tasks.errors import CorpusError
+from tasks.errors import CheckpointError, CorpusError
+from tasks.evaluate.held_out import HeldOut
+from tasks.evaluate.speed import measure_prefill
 from tasks.models.checkpoint import load_model, load_tokenizer
-from tasks.records import Metrics, ModelRef, TextRef
+from tasks.records import ModelRef, TextRef
 
 if TYPE_CHECKING:
     from tasks.stage import StageSpace
 
 WINDOWS_PER_UNIT = 32
-SPEED_BATCH = 8
-SPEED_REPEATS = 7
 PROBE_WINDOWS = 4
 """Windows kept with their loss, for the load gate to hold a fresh process against."""
+MASKED = 0.15
+"""Of the tokens; Devlin et al. 2019, arXiv 1810.04805, section 3.1."""
 
 
 class Window(NamedTuple):
@@ -54,32 +56,29 @@ class Scorer(NamedTuple):
     document: torch.Tensor
     """[num_tokens] index of each token's document."""
     windows: list[Window]
-    device: str
+    mask_id: int | None
+    """Of a masked language model; None where the next token is scored."""
 
 
-def evaluate_model(
-    space: StageSpace, options: dict[str, Any], *, model: ModelRef, text: TextRef
-) -> Metrics:
-    """Score a model on a text.
+def score_text(
+    space: StageSpace, options: dict[str, Any], model: ModelRef, text: TextRef, masked: bool = False
+) -> HeldOut:
+    """Score a model on a text, by document.
 
-    Writes `documents.json`, summed nats and tokens per document, and `probe.json`, the ids of a
-    few windows and the model's nats/token on them.
+    Args:
+        masked: Whether it is a masked language model.
 
     Raises:
         CorpusError: the text is shorter than two tokens.
     """
-    window, stride = options["window"], options["stride"]
+    window = options["window"]
+    stride = window if masked else options["stride"]
     tokenizer = load_tokenizer(space.local(model.uri))
     documents = tokenize_file(space.local(text.uri), tokenizer)
     windows = cut_windows(sum(len(d.ids) for d in documents), window, stride)
+    trusted = options["trust_remote_code"]
     state = partial(
-        build_scorer,
-        space.localizer,
-        model.uri,
-        text.uri,
-        window,
-        stride,
-        options["trust_remote_code"],
+        build_scorer, space.localizer, model.uri, text.uri, window, stride, trusted, masked
     )
     num_units = math.ceil(len(windows) / WINDOWS_PER_UNIT)
     results = space.compute_units(score_windows, list(range(num_units)), state, group="windows")
@@ -91,26 +90,13 @@ def evaluate_model(
             tokens[int(document)] += document_tokens
     (alone,) = space.compute_units(measure_alone, [window], state, group="alone", num_workers=1)
     measured = json.loads(alone)
-
-    (space.out / "documents.json").write_text(json.dumps({"nats": nats, "tokens": tokens}))
-    (space.out / "probe.json").write_text(json.dumps(measured["probe"]))
-    mean = sum(nats) / sum(tokens)
-    return Metrics(
-        nats_per_token=mean,
-        perplexity=math.exp(min(mean, 700.0)),
-        num_tokens=sum(tokens),
-        num_documents=len(documents),
-        tokens_per_s=measured["tokens_per_s"],
-        protocol=(
-            f"windows of {window}, stride {stride}, documents joined with BOS, "
-            f"text {text.digest[:12]}, {measured['dtype']} on {measured['device']}"
-        ),
-        speed_protocol=(
-            f"prefill of {SPEED_BATCH} x {window} tokens, median of {SPEED_REPEATS}, "
-            f"{measured['dtype']} on {measured['device']}, {measured['threads']} thread(s)"
-        ),
-        documents_uri=space.output_uri("documents.json"),
-        digest=digest_folder(space.out),
+    scored = f"{MASKED:.0%} of tokens masked" if masked else f"stride {stride}"
+    return HeldOut(
+        nats=nats,
+        tokens=tokens,
+        protocol=f"windows of {window}, {scored}, documents joined with BOS",
+        probe=measured["probe"],
+        prefill=measured["prefill"],
     )
 
 
@@ -143,19 +129,22 @@ def build_scorer(
     window: int,
     stride: int,
     trust_remote_code: bool,
+    masked: bool,
 ) -> Scorer:
     folder = localize(model_uri)
-    documents = tokenize_file(localize(text_uri), load_tokenizer(folder))
-    model = load_model(folder, "auto", trust_remote_code)
+    tokenizer = load_tokenizer(folder)
+    documents = tokenize_file(localize(text_uri), tokenizer)
+    if masked and tokenizer.mask_token_id is None:
+        raise CheckpointError(f"{folder}: a masked language model whose tokenizer has no mask")
     lengths = torch.tensor([len(d.ids) for d in documents])
     ids = torch.tensor([i for d in documents for i in d.ids])
     return Scorer(
-        model=model,
+        model=load_model(folder, "auto", trust_remote_code),
         ids=ids,
         learned=torch.tensor([m for d in documents for m in d.loss_mask], dtype=torch.bool),
         document=torch.repeat_interleave(torch.arange(len(documents)), lengths),
         windows=cut_windows(len(ids), window, stride),
-        device=str(model.device.type),
+        mask_id=tokenizer.mask_token_id if masked else None,
     )
 
 
@@ -164,12 +153,14 @@ def score_windows(scorer: Scorer, unit: int) -> bytes:
     sums: dict[int, list[float]] = {}
     first = unit * WINDOWS_PER_UNIT
     for window in scorer.windows[first : first + WINDOWS_PER_UNIT]:
-        span = slice(window.score_from, window.stop)
+        if scorer.mask_id is None:
+            span = torch.arange(window.score_from, window.stop)
+            nats = window_nats(scorer, window)[window.score_from - window.start - 1 :]
+        else:
+            span, nats = masked_nats(scorer, window, scorer.mask_id)
         learned = scorer.learned[span]
-        scored = window_nats(scorer, window)[window.score_from - window.start - 1 :][learned]
-        for document, value in zip(
-            scorer.document[span][learned].tolist(), scored.tolist(), strict=True
-        ):
+        documents = scorer.document[span][learned]
+        for document, value in zip(documents.tolist(), nats[learned].tolist(), strict=True):
             entry = sums.setdefault(document, [0.0, 0])
             entry[0] += value
             entry[1] += 1
@@ -178,38 +169,44 @@ def score_windows(scorer: Scorer, unit: int) -> bytes:
 
 def window_nats(scorer: Scorer, window: Window) -> torch.Tensor:
     """Return the loss of each token of a window but its first, [length - 1] fp64."""
-    ids = scorer.ids[window.start : window.stop].to(scorer.device)
+    ids = scorer.ids[window.start : window.stop].to(scorer.model.device)
     with torch.inference_mode():
         logits_SV = scorer.model(input_ids=ids[None]).logits[0, :-1].float()
         return F.cross_entropy(logits_SV, ids[1:], reduction="none").cpu().double()
+
+
+def masked_nats(scorer: Scorer, window: Window, mask_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mask a window's share of tokens; return their positions in the text and their losses.
+
+    At least one is masked, and which are depends on the window's place alone.
+    """
+    ids = scorer.ids[window.start : window.stop]
+    chosen = torch.randperm(len(ids), generator=torch.Generator().manual_seed(window.start))
+    places = chosen[: max(1, round(MASKED * len(ids)))].sort().values
+    masked = ids.clone()
+    masked[places] = mask_id
+    with torch.inference_mode():
+        logits_SV = scorer.model(input_ids=masked[None].to(scorer.model.device)).logits[0]
+        logits_PV = logits_SV[places.to(logits_SV.device)].float().cpu()
+        nats = F.cross_entropy(logits_PV, ids[places], reduction="none")
+    return window.start + places, nats.double()
 
 
 def measure_alone(scorer: Scorer, window: int) -> bytes:
     """Time full batches and score the probe, while no other unit of this stage runs.
 
     Returns:
-        JSON with tokens_per_s, where it ran, and the probe.
+        JSON {prefill, probe}.
     """
-    needed = SPEED_BATCH * window
-    ids = scorer.ids.repeat(math.ceil(needed / len(scorer.ids)))[:needed]
-    batch = ids.view(SPEED_BATCH, window).to(scorer.device)
-    seconds = []
-    with torch.inference_mode():
-        for _ in range(SPEED_REPEATS + 1):
-            began = time.perf_counter()
-            float(scorer.model(input_ids=batch).logits[0, 0, 0])  # waits for the device
-            seconds.append(time.perf_counter() - began)
-    probed = scorer.windows[:PROBE_WINDOWS]
-    nats = torch.cat([window_nats(scorer, w) for w in probed])
-    return json.dumps(
-        {
-            "tokens_per_s": round(needed / statistics.median(seconds[1:]), 1),
-            "dtype": str(scorer.model.dtype).removeprefix("torch."),
-            "device": scorer.device,
-            "threads": torch.get_num_threads(),
-            "probe": {
-                "ids": [scorer.ids[w.start : w.stop].tolist() for w in probed],
-                "nats_per_token": float(nats.mean()),
-            },
-        }
-    ).encode()
+    probed = [scorer.ids[w.start : w.stop] for w in scorer.windows[:PROBE_WINDOWS]]
+    probe: dict[str, Any] = {"ids": [ids.tolist() for ids in probed]}
+    if scorer.mask_id is None:
+        nats = torch.cat([window_nats(scorer, w) for w in scorer.windows[:PROBE_WINDOWS]])
+        probe["nats_per_token"] = float(nats.mean())
+    else:
+        with torch.inference_mode():
+            rows = [ids[None].to(scorer.model.device) for ids in probed[:1]]
+            logits = [scorer.model(input_ids=row).logits.float().flatten() for row in rows]
+        probe = {"ids": [row[0].tolist() for row in rows], "logits": [p.tolist() for p in logits]}
+    prefill = measure_prefill(scorer.model, scorer.ids, window)
+    return json.dumps({"prefill": prefill, "probe": probe}).encode()

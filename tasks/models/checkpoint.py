@@ -11,9 +11,11 @@ from tasks.models.folder import (
     GGUF_FILE,
     PACKED_ABOUT,
     copy_companions,
+    load_config,
     model_files,
     tensor_shapes,
 )
+from tasks.models.model_kind import auto_class
 from tasks.records import ModelRef
 
 
@@ -72,7 +74,7 @@ def count_parameters(folder: Path) -> int:
 def load_model(
     folder: Path, dtype: str = "float32", trust_remote_code: bool = False, spread: bool = True
 ) -> Any:
-    """Load a causal language model in evaluation mode.
+    """Load a model in evaluation mode, with the head that its config names.
 
     Args:
         dtype: Name of a torch dtype, or `auto` for the one that the folder is stored in.
@@ -92,14 +94,12 @@ def load_model(
 
 
 def read_model(folder: Path, dtype: Any, trust_remote_code: bool) -> Any:
-    """Read a causal language model into the CPU's memory; files that hold it in the given torch
-    dtype are mapped, not copied.
+    """Read a model, with the head that its config names, into the CPU's memory; files that hold
+    it in the given torch dtype are mapped, not copied.
 
     Raises:
         CheckpointError: transformers refuses it.
     """
-    from transformers import AutoModelForCausalLM
-
     from tasks.models.progress_bars import hide_progress_bars
 
     hide_progress_bars()
@@ -112,7 +112,7 @@ def read_model(folder: Path, dtype: Any, trust_remote_code: bool) -> Any:
 
         return load_gguf(folder, dtype)
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        return auto_class(load_config(folder)).from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:

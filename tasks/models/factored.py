@@ -12,6 +12,7 @@ import torch
 
 from tasks.models.folder import load_config
 from tasks.models.low_rank import Factors
+from tasks.models.model_kind import AUTO_CLASSES, auto_class, head_kind
 
 MODULE = "modeling_low_rank"
 
@@ -43,7 +44,7 @@ def build_factored(model: Any, factors: Mapping[str, Factors]) -> Any:
         model: A stock model.
         factors: By the name of the weight that they stand for.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     base = type(model).__name__
     linears = {name.removesuffix(".weight"): f for name, f in factors.items()}
@@ -59,12 +60,12 @@ def build_factored(model: Any, factors: Mapping[str, Factors]) -> Any:
         model.config.save_pretrained(folder)
         described = load_config(folder) | {
             "architectures": [f"LowRank{base}"],
-            "auto_map": {"AutoModelForCausalLM": f"{MODULE}.LowRank{base}"},
+            "auto_map": {AUTO_CLASSES[head_kind(base)]: f"{MODULE}.LowRank{base}"},
             "low_rank": {linear: len(f.thin) for linear, f in linears.items()},
         }
         (folder / "config.json").write_text(json.dumps(described), encoding="utf-8")
         config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-        smaller = AutoModelForCausalLM.from_config(
+        smaller = auto_class(config).from_config(
             config, dtype=torch.float32, trust_remote_code=True
         )
     smaller.load_state_dict(state, strict=True)

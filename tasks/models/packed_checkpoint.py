@@ -18,6 +18,7 @@ from torch import nn
 
 from tasks.errors import CheckpointError
 from tasks.models.folder import PACKED_ABOUT
+from tasks.models.model_kind import auto_class
 from tasks.models.quantized.integer import IntegerTensor
 from tasks.models.quantized.plain import PlainTensor
 from tasks.models.quantized_linear import PACKED_BITS, make_linear, make_packed_linear
@@ -65,7 +66,7 @@ def describe(part: torch.Tensor) -> dict[str, Any]:
 def load_packed(
     folder: Path, dtype: torch.dtype | str, trust_remote_code: bool, packed: bool | None = None
 ) -> Any:
-    """Read a causal language model in evaluation mode into the CPU's memory.
+    """Read a model in evaluation mode into the CPU's memory.
 
     A layer whose input is quantized, too, is replaced by one that does so; any other computes with
     the dequantized weight, unless its codes stay packed.
@@ -79,7 +80,7 @@ def load_packed(
     Raises:
         CheckpointError: a file is not what the other says, or not the model of config.json.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     tensors = read_packed(folder)
     if packed is None:
@@ -88,7 +89,7 @@ def load_packed(
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         stored_as: torch.dtype = config.dtype if isinstance(dtype, str) else dtype
         with torch.device("meta"):
-            empty = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            empty = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
         stay = find_packed(empty, tensors) if packed else frozenset[str]()
         state = {
             name: torch.empty((), dtype=stored_as).expand(tensor.shape)  # one element in memory

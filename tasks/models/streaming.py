@@ -26,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from tasks.models.blocks import list_blocks
 from tasks.models.checkpoint import read_model
 from tasks.models.folder import read_header
+from tasks.models.model_kind import auto_class
 from tasks.models.spreading import pick_device
 
 
@@ -46,7 +47,7 @@ class Source:
 
 
 def open_streamed(folder: Path, dtype: str = "float32", trust_remote_code: bool = False) -> Any:
-    """Open a causal language model that computes bit for bit as `load_model`'s does.
+    """Open a model that computes bit for bit as `load_model`'s does.
 
     Memory, besides the mapped files: what is outside the blocks, and one block at a time.
     Gradients cannot be taken.
@@ -138,10 +139,9 @@ def _compute_in(model: Any, dtype: torch.dtype, trust_remote_code: bool) -> None
     """Give a model that was read in another dtype what does not come from the checkpoint: buffers
     that are computed when it is built, such as the scale of gemma's embeddings."""
     from accelerate import init_empty_weights  # type: ignore[import-untyped]
-    from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):
-        built = AutoModelForCausalLM.from_config(
+        built = auto_class(model.config).from_config(
             model.config, dtype=dtype, trust_remote_code=trust_remote_code
         )
     for path, module in model.named_modules():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -13,12 +15,17 @@ from tasks.records import Record, StageResult
 
 MANIFEST_NAME = "manifest.json"
 
+MAX_PATH_BYTES = 512
+"""Of a file's path in UTF-8: a bucket's keys end at 1,024, and what stands before it is counted."""
+MAX_NAME_BYTES = 255
+"""Of each part of it, as of a file's name on common file systems."""
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class FileEntry(Record):
     sha256: Sha256
-    bytes: Annotated[int, Field(ge=0)]
+    bytes: Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Artifact(BaseModel):
@@ -32,7 +39,7 @@ class Artifact(BaseModel):
     """sha256 of the lines `<sha256>  <path>` of all files, sorted by path."""
     parent: Sha256 | None
     """Digest of the artifact that the channel served when this one was made."""
-    num_bytes: int
+    num_bytes: Annotated[int, Field(ge=0, lt=2**63)]
     """Sum over the files."""
     files: dict[str, FileEntry]
     """By relative path: all that a loader needs."""
@@ -44,6 +51,7 @@ class Artifact(BaseModel):
     def check_paths(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
         for path in files:
             check_relative(path)
+        check_apart([MANIFEST_NAME, *files])
         return files
 
     @model_validator(mode="after")
@@ -69,9 +77,32 @@ def artifact_prefix(recipe_name: str, export: str, digest: str) -> str:
 def check_relative(path: str) -> None:
     """Raises: ValueError: the path could lead out of the folder that it is to be written into."""
     parts = path.split("/")
-    inside = not ({"", ".", ".."} & set(parts)) and not any(c in path for c in "\\\0:")
-    if not inside or PurePosixPath(path).is_absolute() or path == MANIFEST_NAME:
+    plain = path.isprintable() and not {"\\", ":"} & set(path)
+    if not plain or {"", ".", ".."} & set(parts) or path == MANIFEST_NAME:
         raise ValueError(f"file path {path!r} is not a plain relative path inside the artifact")
+    longest = max(len(part.encode()) for part in parts)
+    if len(path.encode()) > MAX_PATH_BYTES or longest > MAX_NAME_BYTES:
+        raise ValueError(f"file path {path[:40]!r}... is longer than file systems hold")
+
+
+def check_apart(paths: Iterable[str]) -> None:
+    """Make sure that each path is a file of its own on every file system.
+
+    Raises:
+        ValueError: two are the same but for case or Unicode's normal form, or one is a folder of
+            another.
+    """
+    files: dict[str, str] = {}
+    folders: dict[str, str] = {}
+    for path in paths:
+        folded = unicodedata.normalize("NFC", path).casefold()
+        if folded in files:
+            raise ValueError(f"file paths {files[folded]!r} and {path!r} are one to some systems")
+        files[folded] = path
+        parts = folded.split("/")
+        folders |= {"/".join(parts[:count]): path for count in range(1, len(parts))}
+    for folder in files.keys() & folders.keys():
+        raise ValueError(f"file path {files[folder]!r} is a folder of {folders[folder]!r}")
 
 
 def list_entries(folder: Path) -> dict[str, FileEntry]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from itertools import takewhile
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.errors import StorageError
+from tasks.publish.artifact import Sha256
+from tasks.publish.documents import parse_document
 from tasks.publish.manifest import AnyManifest, read_manifest
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 LAST = 99_999_999
+FOREIGN = "find out who wrote it; once the object is gone, the channel is as it was before"
 Action = Literal["publish", "promote", "rollback"]
 
 
@@ -29,11 +32,11 @@ class ChannelEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     schema_version: int = SCHEMA_VERSION
-    n: int
+    n: Annotated[int, Field(ge=1, lt=LAST)]
     """Position in the channel's history, from 1."""
-    digest: str
+    digest: Sha256
     """The artifact that the channel serves from here on."""
-    previous: str | None
+    previous: Sha256 | None
     """The artifact that it served until here."""
     action: Action
     by: str
@@ -67,14 +70,19 @@ def read_turned_away(store: Store, recipe_name: str, export: str, channel: str) 
 
 
 def parse_entry(data: bytes, key: str) -> ChannelEntry:
-    """Raises: StorageError: it was written by a newer major version."""
-    entry = ChannelEntry.model_validate_json(data)
-    if entry.schema_version > SCHEMA_VERSION:
-        raise StorageError(
-            f"{key} has schema version {entry.schema_version}, this reader knows {SCHEMA_VERSION}",
-            "use a newer nightpress",
-        )
+    """Read an entry, and hold it against its place in the history.
+
+    Raises:
+        StorageError: it is none, or was written by a newer major version.
+    """
+    entry = parse_document(ChannelEntry, data, SCHEMA_VERSION, key, FOREIGN)
+    if not key.endswith(f"/{entry_name(entry.n)}"):
+        raise StorageError(f"{key} says that it is {entry_name(entry.n)}", FOREIGN)
     return entry
+
+
+def entry_name(n: int) -> str:
+    return f"{LAST - n:08d}.json"
 
 
 def append_entry(
@@ -98,7 +106,7 @@ def append_entry(
         why=why,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    key = f"{channel_prefix(recipe_name, export, channel)}{LAST - entry.n:08d}.json"
+    key = f"{channel_prefix(recipe_name, export, channel)}{entry_name(entry.n)}"
     return entry if store.create(key, entry.model_dump_json(indent=1).encode()) else None
 
 
@@ -130,13 +138,13 @@ def rollback(
     served: list[str] = []
     for entry in reversed(history):
         if entry.action == "rollback":
-            served.pop()
+            served = served[:-1]
         else:
             served.append(entry.digest)
     if len(served) < 2:
         raise ValueError(
-            f"{recipe_name}/{export}@{channel} has no earlier artifact to roll back to; it has "
-            f"{len(history)} entries"
+            f"{recipe_name}/{export}@{channel} has no earlier artifact to roll back to; its "
+            f"history has {len(history)} entries"
         )
     target = read_manifest(store, recipe_name, export, served[-2]).digest
     done = append_entry(

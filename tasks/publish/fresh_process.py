@@ -2,8 +2,9 @@
 
 Run alone, by path, in isolated mode: nothing of nightpress is imported, so what loads here loads
 for everybody. The exception is nightpress's own layout, which nobody else reads; the answer's
-`loader` says so. A JSON request comes in on stdin, {folder, ids, trust_remote_code}; the last
-line on stdout answers.
+`loader` says so. A JSON request comes in on stdin, {folder, ids, token_type_ids,
+trust_remote_code}; the last line on stdout answers: of a causal language model with its loss, of
+any other head with its logits.
 """
 
 import json
@@ -15,6 +16,14 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+HEADS = {
+    "ForMaskedLM": "AutoModelForMaskedLM",
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForQuestionAnswering": "AutoModelForQuestionAnswering",
+}
+"""By the end of the architecture's name."""
+CAUSAL = "AutoModelForCausalLM"
+"""All other architectures are."""
 KINDS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 
@@ -39,7 +48,8 @@ def load(folder: Path, trust: bool) -> tuple[str, Any, dict[str, Any]]:
             output_loading_info=True,
         )
         return "transformers, from GGUF", model, found
-    model, found = AutoModelForCausalLM.from_pretrained(
+    auto: Any = getattr(transformers, name_auto_class(folder))
+    model, found = auto.from_pretrained(
         folder,
         dtype="auto",
         trust_remote_code=trust,
@@ -47,6 +57,38 @@ def load(folder: Path, trust: bool) -> tuple[str, Any, dict[str, Any]]:
         output_loading_info=True,
     )
     return "transformers", model, found
+
+
+def name_auto_class(folder: Path) -> str:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    named = (config.get("architectures") or [""])[0]
+    return next((auto for end, auto in HEADS.items() if named.endswith(end)), CAUSAL)
+
+
+def mean_nats(model: Any, rows: list[list[int]]) -> float:
+    """Return a causal language model's nats/token, the first token of each row left out."""
+    nats, tokens = 0.0, 0
+    for row in rows:
+        ids = torch.tensor([row], device=model.device)
+        logits = model(ids).logits[0, :-1].float()
+        nats += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
+        tokens += len(row) - 1
+    return nats / tokens
+
+
+def list_logits(
+    model: Any, rows: list[list[int]], token_types: list[list[int]]
+) -> list[list[float]]:
+    """Return each row's logits; where they start and end an answer, one after the other."""
+    found = []
+    for place, row in enumerate(rows):
+        inputs = {"input_ids": torch.tensor([row], device=model.device)}
+        if token_types:
+            inputs["token_type_ids"] = torch.tensor([token_types[place]], device=model.device)
+        output = model(**inputs)
+        parts = [output[key] for key in ("logits", "start_logits", "end_logits") if key in output]
+        found.append(torch.cat([part.float().flatten() for part in parts]).tolist())
+    return found
 
 
 def main() -> None:
@@ -58,13 +100,13 @@ def main() -> None:
     vocabulary = None
     if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         vocabulary = len(AutoTokenizer.from_pretrained(folder, trust_remote_code=trust))
-    nats, tokens = 0.0, 0
+    rows: list[list[int]] = request["ids"]
     with torch.inference_mode():
-        for row in request["ids"]:
-            ids = torch.tensor([row], device=device)
-            logits = model(ids).logits[0, :-1].float()
-            nats += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
-            tokens += len(row) - 1
+        made: dict[str, Any] = (
+            {"nats_per_token": mean_nats(model, rows)}
+            if name_auto_class(folder) == CAUSAL
+            else {"logits": list_logits(model, rows, request["token_type_ids"])}
+        )
     answer = {
         "loader": loader,
         "architecture": type(model).__name__,
@@ -76,9 +118,8 @@ def main() -> None:
         "vocabulary": vocabulary,
         "quantized": loader == "nightpress"
         or getattr(model.config, "quantization_config", None) is not None,
-        "nats_per_token": nats / tokens,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-    }
+    } | made
     print(json.dumps(answer))
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tasks.publish.artifact import MANIFEST_NAME
 from tasks.publish.named import Named, read_named
+from tasks.publish.names import NAME
 from tasks.records import Record
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ MIN_AGE_S = 24 * 3600
 """Whatever was written later than this may be somebody's work in progress."""
 
 FOLDERS = {
-    "artifact": re.compile(r"artifacts/(?P<recipe>[^/]+)/[^/]+/[0-9a-f]{64}(?=/)"),
-    "stage": re.compile(r"stages/[^/]+/[0-9a-f]{64}(?=/)"),
+    "artifact": re.compile(rf"artifacts/{NAME}/{NAME}/[0-9a-f]{{64}}(?=/)"),
+    "stage": re.compile(rf"stages/{NAME}/[0-9a-f]{{64}}(?=/)"),
 }
 """What is deleted as one; keys of any other kind are left alone."""
 HEADS = {"artifact": MANIFEST_NAME, "stage": "complete.json"}
@@ -35,6 +36,8 @@ class Keep(Record):
 
     runs: int = 14
     """Runs per recipe, the newest, whose artifacts and stages stay."""
+    entries: int | None = None
+    """Entries per channel, the newest, whose artifacts stay; None for all that were ever made."""
     stage_days: float = 14.0
     """Days since the last write into a stage's folder until it may go; a day at the least."""
 
@@ -76,7 +79,7 @@ def find_garbage(store: Store, keep: Keep, now: float) -> Garbage:
     Raises:
         StorageError: a channel's entry, or a run's record, cannot be read.
     """
-    named = read_named(store, keep.runs, now)
+    named = read_named(store, keep.runs, keep.entries, now)
     folders: list[Removable] = []
     num_kept = {"artifact": 0, "stage": 0}
     for kind, pattern in FOLDERS.items():
@@ -131,7 +134,12 @@ def judge(
         if prefix in named.artifacts or prefix.split("/")[1] in named.busy:
             return None
         whole = f"{prefix}/{MANIFEST_NAME}" in objects
-        why = f"on no channel and in none of the last {keep.runs} runs"
+        entries = (
+            "on no channel"
+            if keep.entries is None
+            else (f"in none of the last {keep.entries} entries of a channel")
+        )
+        why = f"{entries} and in none of the last {keep.runs} runs"
         why = why if whole else f"never finished, no manifest; {why}"
     return Removable.model_validate(
         {
@@ -179,7 +187,7 @@ class Witness:
     def may_go(self, folder: Removable, objects: dict[str, StoredObject]) -> bool:
         seen = [key for root in ("channels/", "runs/", "leases/") for key in self.store.list(root)]
         if seen != self.seen:
-            self.named = read_named(self.store, self.keep.runs, self.now)
+            self.named = read_named(self.store, self.keep.runs, self.keep.entries, self.now)
             self.seen = seen
         return bool(judge(folder.kind, folder.prefix, objects, self.named, self.keep, self.now))
 

@@ -19,21 +19,36 @@ TOLERANCE = 0.01
 """Relative difference in nats/token; casts to bfloat16 stay an order of magnitude below."""
 
 
+LOGIT_TOLERANCE = 0.05
+"""Largest difference of a logit, relative to the largest logit; in bfloat16 and on another device
+it stays some roundings of 0.4%."""
+
+
 class Probe(Record):
-    """A few held-out windows and what the model in memory made of them."""
+    """A few held-out windows, or rows, and what the model in memory made of them."""
 
     ids: list[list[int]]
-    """[num_windows, window]; every token but a window's first is scored."""
-    nats_per_token: float
+    """[num_windows, window]; every token but a window's first is scored. Of any other head than a
+    causal language model's: one row each, without padding."""
+    nats_per_token: float | None = None
+    """None where `logits` are held against each other in its place."""
+    token_type_ids: tuple[list[int], ...] = ()
+    """As `ids`; empty where the model takes none."""
+    logits: tuple[list[float], ...] = ()
+    """Of each row: of a classifier [num_labels], of a question-answering model the start logits,
+    then the end logits [2 T], of a masked language model [T V]."""
 
 
 class LoadEvidence(Record):
     """What a fresh process found when it loaded the artifact."""
 
     architecture: str
-    nats_per_token: float
-    reference_nats_per_token: float
+    nats_per_token: float | None = None
+    """None where logits were held against each other in its place."""
+    reference_nats_per_token: float | None = None
     """Of the model in memory, on the same windows."""
+    logit_error: float | None = None
+    """Largest difference from the logits of the model in memory, relative to the largest."""
     num_windows: int
     versions: dict[str, str]
     loader: str = "transformers"
@@ -51,7 +66,8 @@ def check_loads(
 
     Raises:
         CheckpointError: it does not load, weights are missing or left over, the parameters are
-            not as many as the record says, or the loss is not that of the model in memory.
+            not as many as the record says, or the loss, or the logits, are not those of the model
+            in memory.
     """
     found = ask_fresh_process(folder, probe, trust_remote_code)
     for kind in ("missing", "unexpected", "mismatched"):
@@ -71,24 +87,47 @@ def check_loads(
             f"load gate: the tokenizer has {found['vocabulary']:,} tokens, the model embeds "
             f"{found['embedding_rows']:,}"
         )
-    nats, expected = found["nats_per_token"], probe.nats_per_token
-    if not abs(nats - expected) <= TOLERANCE * expected:
-        raise CheckpointError(
-            f"load gate: expected {expected:.4f} nats/token as in memory, the loaded model gives "
-            f"{nats:.4f} on the same {len(probe.ids)} windows"
-        )
     return LoadEvidence(
         architecture=found["architecture"],
-        nats_per_token=nats,
-        reference_nats_per_token=expected,
+        **compare_logits(found, probe) if probe.logits else compare_nats(found, probe),
         num_windows=len(probe.ids),
         versions=found["versions"],
         loader=found["loader"],
     )
 
 
+def compare_nats(found: dict[str, Any], probe: Probe) -> dict[str, float]:
+    """Return what the evidence says of the loss. Raises: CheckpointError: it is another."""
+    nats, expected = found["nats_per_token"], probe.nats_per_token
+    assert expected is not None
+    if not abs(nats - expected) <= TOLERANCE * expected:
+        raise CheckpointError(
+            f"load gate: expected {expected:.4f} nats/token as in memory, the loaded model gives "
+            f"{nats:.4f} on the same {len(probe.ids)} windows"
+        )
+    return {"nats_per_token": nats, "reference_nats_per_token": expected}
+
+
+def compare_logits(found: dict[str, Any], probe: Probe) -> dict[str, float]:
+    """Return what the evidence says of the logits. Raises: CheckpointError: they are others."""
+    pairs = [
+        pair
+        for row, expected in zip(found["logits"], probe.logits, strict=True)
+        for pair in zip(row, expected, strict=True)
+    ]
+    largest = max(abs(expected) for _, expected in pairs)
+    error = max(abs(logit - expected) for logit, expected in pairs) / (largest or 1.0)
+    if not error <= LOGIT_TOLERANCE:
+        raise CheckpointError(
+            f"load gate: expected the logits of the model in memory, up to {largest:.4g}, the "
+            f"loaded model's differ by {error:.1%} of that on the same {len(probe.ids)} rows"
+        )
+    return {"logit_error": error}
+
+
 def ask_fresh_process(folder: Path, probe: Probe, trust_remote_code: bool) -> dict[str, Any]:
     asked = {"folder": str(folder.resolve()), "ids": probe.ids}
+    asked["token_type_ids"] = probe.token_type_ids
     request = json.dumps(asked | {"trust_remote_code": trust_remote_code})
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:

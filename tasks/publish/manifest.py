@@ -5,13 +5,13 @@ It is written last and create-only, so that where there is a manifest, there is 
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from tasks.errors import StorageError
 from tasks.publish.artifact import MANIFEST_NAME, Artifact, FileEntry, artifact_prefix
+from tasks.publish.documents import parse_document, parse_json
 from tasks.publish.load_check import LoadEvidence
 from tasks.publish.provenance import Provenance
 from tasks.records import (
@@ -40,7 +40,7 @@ class Manifest(Artifact):
     schema_version: int = SCHEMA_VERSION
     kind: Literal["model"] = "model"
     architecture: str
-    num_parameters: int
+    num_parameters: Annotated[int, Field(ge=0, lt=2**63)]
     """Tied parameters counted once; packed codes count as the parameters they stand for."""
     facts: dict[str, str | int | float]
     """What the steps say of the model: shape, sparsity got, bits, ..."""
@@ -54,7 +54,7 @@ class DataManifest(Artifact):
 
     schema_version: int = DATA_SCHEMA_VERSION
     kind: Literal["dataset"] = "dataset"
-    num_rows: int
+    num_rows: Annotated[int, Field(ge=0, lt=2**63)]
     columns: dict[str, str]
     """Arrow's type by name."""
     corpus: CorpusRef
@@ -106,31 +106,10 @@ def parse_manifest(data: bytes, origin: str) -> AnyManifest:
     Raises:
         StorageError: it is damaged, hostile, or newer than this reader; `origin` says which.
     """
-    is_data = read_kind(data) == "dataset"
-    schema: type[AnyManifest] = DataManifest if is_data else Manifest
-    known = DATA_SCHEMA_VERSION if is_data else SCHEMA_VERSION
-    try:
-        manifest = schema.model_validate_json(data, extra="ignore")
-    except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise StorageError(f"{origin}: {f'{where}: ' if where else ''}{message}") from None
-    if manifest.schema_version > known:
-        raise StorageError(
-            f"{origin} has schema version {manifest.schema_version}, this reader knows {known}",
-            "use a newer nightpress",
-        )
-    return manifest
-
-
-def read_kind(data: bytes) -> str | None:
-    """Return what a manifest says it is of; None where it does not, as a model's once did not."""
-    try:
-        document = json.loads(data)
-    except ValueError:
-        return None  # whoever validates it says what is wrong
-    return document.get("kind") if isinstance(document, dict) else None
+    document = parse_json(data, origin)
+    if isinstance(document, dict) and document.get("kind") == "dataset":
+        return parse_document(DataManifest, data, DATA_SCHEMA_VERSION, origin)
+    return parse_document(Manifest, data, SCHEMA_VERSION, origin)
 
 
 def read_manifest(store: Store, recipe_name: str, export: str, digest: str) -> AnyManifest:
@@ -158,7 +137,7 @@ def read_manifests(store: Store, artifacts: list[tuple[str, str, str]]) -> list[
     try:
         found = store.read_many(keys)
     except FileNotFoundError as error:
-        raise StorageError(f"no such artifact in the store: {error.filename}") from None
+        raise StorageError(f"no such artifact in the store: {error.filename}") from error
     manifests = []
     for key, data, artifact in zip(keys, found, artifacts, strict=True):
         manifest = parse_manifest(data, f"{store.uri}/{key}")

@@ -5,10 +5,18 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from tasks.models.model_kind import AUTO_CLASSES, HeadKind, head_kind
 from tasks.publish.cards import render_card
 from tasks.publish.manifest import Manifest
 from tasks.report import wording
 
+PIPELINE_TAGS: dict[HeadKind, str] = {
+    "causal_lm": "text-generation",
+    "masked_lm": "fill-mask",
+    "sequence_classification": "text-classification",
+    "question_answering": "question-answering",
+}
+"""The hub's names of what a model is for."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -23,6 +31,7 @@ def write_model_card(manifest: Manifest, store_uri: str) -> str:
         manifest,
         store_uri,
         front_matter(manifest, export),
+        auto_class=AUTO_CLASSES[head_kind(manifest.architecture)],
         provenance=manifest.provenance,
         teacher=teacher,
         teacher_bytes=4 * teacher.num_parameters,
@@ -42,7 +51,8 @@ def front_matter(manifest: Manifest, export: dict[str, Any]) -> dict[str, Any]:
     if export["format"] not in ("safetensors", *tags):
         tags.append(export["format"])
     library = manifest.load_check.loader.partition(",")[0]
-    matter: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation"}
+    tag = PIPELINE_TAGS[head_kind(manifest.architecture)]
+    matter: dict[str, Any] = {"library_name": library, "pipeline_tag": tag}
     if HUB_ID.fullmatch(recipe["teacher"]["model"]):
         matter["base_model"] = recipe["teacher"]["model"]
     if manifest.provenance.licence.name:

@@ -52,17 +52,18 @@ class EndedRun(Loose):
     exports: list[EndedExport]
 
 
-def read_named(store: Store, keep_runs: int, now: float) -> Named:
+def read_named(store: Store, keep_runs: int, keep_entries: int | None, now: float) -> Named:
     """Read what must stay.
 
     Args:
         keep_runs: Runs per recipe, the newest, whose artifacts and stages are named.
+        keep_entries: Entries per channel, the newest, whose artifacts are named; None for all.
         now: Seconds since the epoch.
 
     Raises:
         StorageError: something cannot be read, so that nobody knows what it names.
     """
-    named = Named(read_served(store), set(), read_busy(store, now))
+    named = Named(read_served(store, keep_entries), set(), read_busy(store, now))
     ended: dict[str, list[str]] = {}
     for key in store.list("runs/"):
         parts = key.split("/")
@@ -84,19 +85,22 @@ def read_named(store: Store, keep_runs: int, now: float) -> Named:
     return named
 
 
-def read_served(store: Store) -> set[str]:
-    """Return the artifacts that any entry of any channel's history names."""
-    keys = [key for key in store.list("channels/") if len(key.split("/")) == 5]
+def read_served(store: Store, keep_entries: int | None) -> set[str]:
+    """Return the artifacts that the entries of all channels name, or the newest of each."""
+    channels: dict[str, list[str]] = {}
+    for key in store.list("channels/"):
+        folder, _, _ = key.rpartition("/")
+        if folder.count("/") == 3:
+            channels.setdefault(folder, []).append(key)
+    keys = [key for found in channels.values() for key in found[:keep_entries]]
     served = set()
     for key, data in zip(keys, store.read_many(keys), strict=True):
         _, recipe, export, _, _ = key.split("/")
         try:
             entry = parse_entry(data, key)
-        except ValidationError:
-            raise unreadable(store, key) from None
-        for digest in (entry.digest, entry.previous):
-            if digest:
-                served.add(artifact_prefix(recipe, export, digest))
+        except StorageError as error:
+            raise unreadable(store, key) from error
+        served.add(artifact_prefix(recipe, export, entry.digest))
     return served
 
 

@@ -13,11 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pydantic import Field
 
 from tasks.code_version import PACKAGES, ROOT, code_version, library_version
+from tasks.digests import digest_file
 from tasks.recipe import Recipe
-from tasks.records import Metrics, ModelRef, Record
+from tasks.records import CorpusRef, Metrics, ModelRef, Record
+from tasks.safe_yaml import parse_yaml
 
 LIBRARIES = (
     "nightpress",
@@ -31,6 +33,7 @@ LIBRARIES = (
     "safetensors",
     "tokenizers",
 )
+LOCK = ROOT / "constraints.txt"
 LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "USE_POLICY.md")
 
 
@@ -57,12 +60,18 @@ class Provenance(Record):
     teacher_metrics: Metrics | None
     """None where nothing was evaluated, as before a data set."""
     data: dict[str, str]
-    """sha256 by use: calibration, evaluation, corpus, ..."""
+    """sha256 by use of what the recipe names: calibration, evaluation, sources, students."""
+    corpus_digest: str | None = None
+    """sha256 of the packed corpus that students learned from."""
+    corpus_licences: dict[str, int] = Field(default_factory=dict)
+    """Its rows by the licence that they are under; `unknown` where none is stated."""
     code_version: str
     """sha256 over nightpress's own sources."""
+    lock_digest: str | None = None
+    """sha256 of constraints.txt, which pins every library; None where the install has none."""
     libraries: dict[str, str]
     hardware: dict[str, str | int]
-    """Of the machine that published; each stage names the nodes that it ran on."""
+    """Of the machine that published; each stage names its nodes and devices."""
     licence: Licence
 
 
@@ -72,6 +81,7 @@ def gather_provenance(
     teacher_folder: Path,
     teacher_metrics: Metrics | None,
     data: dict[str, str],
+    corpus: CorpusRef | None = None,
 ) -> Provenance:
     sources = [p for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))]
     return Provenance(
@@ -82,7 +92,10 @@ def gather_provenance(
         teacher=teacher,
         teacher_metrics=teacher_metrics,
         data=data,
+        corpus_digest=corpus.digest if corpus else None,
+        corpus_licences=corpus.licences if corpus else {},
         code_version=code_version(sources),
+        lock_digest=digest_file(LOCK) if LOCK.is_file() else None,
         libraries={name: library_version(name) for name in LIBRARIES},
         hardware=describe_hardware(),
         licence=find_licence(teacher_folder),
@@ -111,8 +124,12 @@ def find_licence(teacher_folder: Path) -> Licence:
     name = None
     card = teacher_folder / "README.md"
     if card.is_file():
-        parts = card.read_text(encoding="utf-8").split("---\n", 2)
-        matter = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+        parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+        try:
+            has_matter = len(parts) == 3 and not parts[0].strip()
+            matter = parse_yaml(parts[1], str(card)) if has_matter else None
+        except ValueError:  # a stranger's card is no reason for a night to fail
+            matter = None
         found = matter.get("license") if isinstance(matter, dict) else None
         name = found if isinstance(found, str) else None
     files = [name for name in LICENCE_FILES if (teacher_folder / name).is_file()]

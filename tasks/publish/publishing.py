@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from infra.storage import localize, put_folder
+from tasks.digests import digest_file
 from tasks.errors import QualityGateError, StorageError
 from tasks.publish.artifact import MANIFEST_NAME, artifact_prefix, list_entries
 from tasks.publish.channels import ChannelEntry, append_entry, read_newest, read_turned_away
@@ -66,8 +67,9 @@ def publish_export(
 ) -> Publication:
     """Put an export into the store and make the channel serve it.
 
-    An artifact that is in the store already is neither loaded nor uploaded again. A publisher
-    that finds another champion than the one it was gated against is gated again.
+    An artifact that is in the store already is neither loaded nor uploaded again, but for files
+    that have lost bytes there. A publisher that finds another champion than the one it was gated
+    against is gated again.
 
     Args:
         probe: Held-out windows for the load gate.
@@ -84,6 +86,7 @@ def publish_export(
     name, export, digest = release.provenance.recipe["name"], release.export, release.model.digest
     if store.exists(f"{artifact_prefix(name, export, digest)}/{MANIFEST_NAME}"):
         manifest = read_model_manifest(store, name, export, digest)
+        restore_files(store, manifest, release.model)
     else:
         manifest = upload(store, release, probe, report_html, signing_key)
     outcome = advance_channel(store, manifest, release.champion, channel, by, why, regate)
@@ -109,6 +112,17 @@ def upload(
     card = write_model_card(manifest, store.uri)
     write_artifact(store, manifest, folder, "files", card, report_html, signing_key)
     return read_model_manifest(store, manifest.recipe_name, manifest.export, manifest.digest)
+
+
+def restore_files(store: Store, manifest: Manifest, model: ModelRef) -> None:
+    """Upload again what is missing or has lost bytes since it was published, and nothing else."""
+    prefix = f"{manifest.prefix}/files"
+    stored = store.sizes(prefix)
+    lost = {p: f for p, f in manifest.files.items() if stored.get(f"{prefix}/{p}") != f.bytes}
+    folder = localize(store, model.uri) if lost else Path()
+    for path, file in lost.items():
+        if digest_file(folder / path) == file.sha256:
+            store.put_file(folder / path, f"{prefix}/{path}")
 
 
 def write_artifact(

@@ -6,25 +6,33 @@ stopped. A folder lock keeps two pulls of the same artifact apart.
 
 from __future__ import annotations
 
-import fcntl
-import os
+import errno
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.file_store import sync, temporary_file
-from tasks.digests import digest_file, list_files
+from tasks.digests import digest_file
 from tasks.errors import StorageError
 from tasks.publish.artifact import MANIFEST_NAME, FileEntry
+from tasks.publish.destination import (
+    hidden_sibling,
+    holds,
+    locked_folder,
+    place,
+    pulled_digest,
+    write_manifest,
+)
 from tasks.publish.manifest import AnyManifest, parse_manifest
 from tasks.publish.references import show
 from tasks.publish.signing import check_signature, load_verify_key
 
 if TYPE_CHECKING:
     from infra.storage import Store
+
+REPUBLISH = "the object is damaged; roll the channel back, or publish it again"
 
 Progress = Callable[[int, int], None]
 """Called with bytes in place and bytes in all."""
@@ -64,11 +72,45 @@ def pull(
             shutil.rmtree(folder, ignore_errors=True)
             write_manifest(dest, data)
             return manifest
-        folder.mkdir(exist_ok=True)
-        download(store, manifest, folder, num_threads, progress)
-        write_manifest(folder, data)
-        place(folder, dest, there)
+        try:
+            folder.mkdir(exist_ok=True)
+            download(store, manifest, folder, num_threads, progress)
+            write_manifest(folder, data)
+            place(folder, dest, there)
+        except StorageError:  # of what is wrong nothing is kept; of what broke off, all
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        except OSError as error:
+            raise StorageError(
+                f"{store.uri}/{manifest.prefix} could not be pulled: {error}",
+                "the same command goes on from there",
+            ) from error
     return manifest
+
+
+def check_stored(store: Store, manifest: AnyManifest, paths: list[str]) -> None:
+    """Hold the store's listing against the manifest before the first byte is fetched.
+
+    Raises:
+        StorageError: a file is missing, or larger or smaller than the manifest says.
+    """
+    stored = store.sizes(f"{manifest.prefix}/files")
+    for path in paths:
+        key, expected = f"{manifest.prefix}/files/{path}", manifest.files[path].bytes
+        if stored.get(key) != expected:
+            got = f"{stored[key]:,}" if key in stored else "no such object"
+            raise StorageError(
+                f"{store.uri}/{key}: expected {expected:,} bytes, got {got}", REPUBLISH
+            )
+
+
+def check_space(folder: Path, num_bytes: int) -> None:
+    """Raises: OSError: the disk of a folder cannot take so many bytes more."""
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise OSError(
+            errno.ENOSPC, f"{num_bytes:,} bytes are to come, and {free:,} are free", str(folder)
+        )
 
 
 def read_again(store: Store, manifest: AnyManifest) -> bytes:
@@ -84,62 +126,6 @@ def read_again(store: Store, manifest: AnyManifest) -> bytes:
     return data
 
 
-def write_manifest(folder: Path, data: bytes) -> None:
-    """Put a manifest beside its files, in place of one that other bytes came with."""
-    target = folder / MANIFEST_NAME
-    if target.is_file() and not target.is_symlink() and target.read_bytes() == data:
-        return
-    with temporary_file(folder) as part:
-        part.write_bytes(data)
-        sync(part)
-        part.replace(target)
-
-
-def hidden_sibling(dest: Path, digest: str) -> Path:
-    return dest.with_name(f".{dest.name}.{digest[:12]}.pull")
-
-
-@contextmanager
-def locked_folder(folder: Path) -> Iterator[Path]:
-    """Hold a folder's lock, which stays with the folder when it is renamed."""
-    folder.mkdir(exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield folder
-    finally:
-        with suppress(OSError):
-            folder.rmdir()  # only where nothing was pulled into it
-        os.close(descriptor)
-
-
-def pulled_digest(dest: Path) -> str | None:
-    """Return the digest of the artifact that `dest` holds, None where it holds nothing.
-
-    Raises:
-        ValueError: there is something else there, or a pulled artifact that was changed.
-    """
-    if not dest.exists() and not dest.is_symlink():
-        return None
-    if dest.is_dir() and not dest.is_symlink() and not any(dest.iterdir()):
-        return None
-    problem = "it is not a pulled artifact"
-    if dest.is_dir() and not dest.is_symlink() and (dest / MANIFEST_NAME).is_file():
-        manifest = parse_manifest((dest / MANIFEST_NAME).read_bytes(), str(dest / MANIFEST_NAME))
-        found = {path: (dest / path).stat().st_size for path in list_files(dest)}
-        found.pop(MANIFEST_NAME)
-        same = found == {path: entry.bytes for path, entry in manifest.files.items()}
-        if same and all(holds(dest / path, entry) for path, entry in manifest.files.items()):
-            return manifest.digest
-        problem = f"its files are not those of sha256:{manifest.digest[:12]} any more"
-    raise ValueError(f"{dest} exists and {problem}; give another DEST, or move it away first")
-
-
-def holds(path: Path, entry: FileEntry) -> bool:
-    """Whether a file is there, is no link, and has the right bytes."""
-    return path.is_file() and not path.is_symlink() and digest_file(path) == entry.sha256
-
-
 def download(
     store: Store, manifest: AnyManifest, folder: Path, num_threads: int, progress: Progress
 ) -> None:
@@ -149,51 +135,38 @@ def download(
         stray = path.is_file() and path.relative_to(folder).as_posix() not in wanted
         if stray or path.is_symlink():
             path.unlink()
-    done = 0
-    progress(done, manifest.num_bytes)
+    files = manifest.files
 
-    def fetch(item: tuple[str, FileEntry]) -> int:
-        path, entry = item
-        if not holds(folder / path, entry):
-            fetch_file(store, f"{manifest.prefix}/files/{path}", folder / path, entry)
-        return entry.bytes
+    def holds_path(path: str) -> bool:
+        return holds(folder / path, files[path])
+
+    def fetch(path: str) -> int:
+        fetch_file(store, f"{manifest.prefix}/files/{path}", folder / path, files[path])
+        return files[path].bytes
 
     with ThreadPoolExecutor(max_workers=num_threads) as pool:
-        for num_bytes in pool.map(fetch, manifest.files.items()):
+        there = list(pool.map(holds_path, files))
+        missing = [path for path, held in zip(files, there, strict=True) if not held]
+        check_stored(store, manifest, missing)
+        num_missing = sum(files[path].bytes for path in missing)
+        check_space(folder, num_missing)
+        done = manifest.num_bytes - num_missing
+        progress(done, manifest.num_bytes)
+        for num_bytes in pool.map(fetch, missing):
             done += num_bytes
             progress(done, manifest.num_bytes)
 
 
 def fetch_file(store: Store, key: str, target: Path, entry: FileEntry) -> None:
-    """Raises: StorageError: the object is missing, or has other bytes than were published."""
-    try:
-        with temporary_file(target.parent) as part:
-            store.get_file(key, part)
-            num_bytes, digest = part.stat().st_size, digest_file(part)
-            if (num_bytes, digest) != (entry.bytes, entry.sha256):
-                raise StorageError(
-                    f"{store.uri}/{key}: expected {entry.bytes:,} bytes with sha256 "
-                    f"{entry.sha256[:12]}..., got {num_bytes:,} with {digest[:12]}...",
-                    "the object is damaged; roll the channel back, or publish it again",
-                )
-            sync(part)
-            part.replace(target)
-    except OSError as error:
-        raise StorageError(f"{store.uri}/{key} could not be pulled: {error}") from error
-
-
-def place(folder: Path, dest: Path, replaced: str | None) -> None:
-    """Rename a complete folder to `dest`; an older pull there takes a hidden name and goes."""
-    if replaced is None:
-        folder.rename(dest)
-    else:
-        old = hidden_sibling(dest, replaced)
-        shutil.rmtree(old, ignore_errors=True)
-        dest.rename(old)
-        try:
-            folder.rename(dest)
-        except OSError:
-            old.rename(dest)
-            raise
-        shutil.rmtree(old)
-    sync(dest.parent)
+    """Raises: StorageError: the object has other bytes than were published."""
+    with temporary_file(target.parent) as part:
+        store.get_file(key, part)
+        num_bytes, digest = part.stat().st_size, digest_file(part)
+        if (num_bytes, digest) != (entry.bytes, entry.sha256):
+            raise StorageError(
+                f"{store.uri}/{key}: expected {entry.bytes:,} bytes with sha256 "
+                f"{entry.sha256[:12]}..., got {num_bytes:,} with {digest[:12]}...",
+                REPUBLISH,
+            )
+        sync(part)
+        part.replace(target)

@@ -7,20 +7,20 @@ recipe in the newest manifest that any export of the channel serves.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tasks.publish.artifact import MANIFEST_NAME, artifact_prefix
+from tasks.errors import StorageError
+from tasks.publish.artifact import MANIFEST_NAME
 from tasks.publish.channels import read_newest
-from tasks.publish.manifest import AnyManifest, Manifest, read_manifest, read_manifests
-from tasks.records import Record
+from tasks.publish.manifest import AnyManifest, read_manifest
+from tasks.publish.names import NAME, offer
 
 if TYPE_CHECKING:
     from infra.storage import Store
 
 DEFAULT_CHANNEL = "nightly"
-NAME = r"[a-z0-9][a-z0-9._-]{0,62}"
+MANIFEST_KEY = re.compile(rf"artifacts/({NAME})/({NAME})/([0-9a-f]{{64}})/{MANIFEST_NAME}")
 PATTERN = re.compile(
     rf"(?P<recipe>{NAME})(/(?P<export>{NAME}))?"
     rf"(@(sha256:(?P<digest>[0-9a-f]{{12,64}})|(?P<channel>{NAME})))?"
@@ -35,23 +35,6 @@ class Reference:
     channel: str
     digest: str | None
     """First digits of an artifact's digest; the channel then does not matter."""
-
-
-class Listing(Record):
-    """An artifact in the store, in short."""
-
-    recipe: str
-    export: str
-    digest: str
-    channels: list[str]
-    """Those that serve it now."""
-    created: str
-    num_bytes: int
-    num_parameters: int | None = None
-    """None, as nats_per_token, of a data set."""
-    nats_per_token: float | None = None
-    num_rows: int | None = None
-    """None of a model."""
 
 
 def parse_reference(text: str) -> Reference:
@@ -83,20 +66,49 @@ def show(store: Store, text: str) -> AnyManifest:
     return found
 
 
+def find_channel(store: Store, text: str) -> tuple[str, str, str]:
+    """Return the recipe, export and channel that a reference names, whatever it serves.
+
+    Where the export is named, no manifest is read: a channel is rolled back because what it
+    serves is damaged or gone.
+
+    Raises:
+        ValueError: nothing was ever published there, or it names an artifact and no channel.
+    """
+    reference = parse_reference(text)
+    if reference.digest:
+        raise ValueError(f"expected RECIPE[/EXPORT][@CHANNEL], a channel, got {text!r}")
+    export = reference.export or find_default(store, reference).export
+    if read_newest(store, reference.recipe, export, reference.channel) is None:
+        raise unknown(store, reference)
+    return reference.recipe, export, reference.channel
+
+
 def find_default(store: Store, reference: Reference) -> AnyManifest:
-    names = children(store, f"channels/{reference.recipe}/")
+    names = store.children(f"channels/{reference.recipe}")
     served = [read_served(store, reference.recipe, e, reference.channel) for e in names]
     manifests = {m.export: m for m in served if m is not None}
     if not manifests:
         raise unknown(store, reference)
     newest = max(manifests.values(), key=lambda manifest: manifest.provenance.created)
-    default = newest.provenance.recipe["exports"][0]["name"]
+    default = first_export(newest)
     if default not in manifests:
         raise ValueError(
             f"{reference.recipe}@{reference.channel}: the first export, {default!r}, was never "
             f"published there; choose from {sorted(manifests)}"
         )
     return manifests[default]
+
+
+def first_export(manifest: AnyManifest) -> str:
+    """Return the name of the first export of the recipe that made an artifact."""
+    try:
+        return str(manifest.provenance.recipe["exports"][0]["name"])
+    except (KeyError, IndexError, TypeError):
+        raise StorageError(
+            f"{manifest.prefix}/{MANIFEST_NAME}: provenance.recipe names no export",
+            f"name the export: {manifest.recipe_name}/EXPORT",
+        ) from None
 
 
 def find_digest(store: Store, reference: Reference) -> AnyManifest:
@@ -113,69 +125,52 @@ def find_digest(store: Store, reference: Reference) -> AnyManifest:
 
 
 def read_served(store: Store, recipe: str, export: str, channel: str) -> AnyManifest | None:
+    """Return the manifest of what a channel serves; None where nothing was ever published there.
+
+    Raises:
+        StorageError: it is gone, or damaged.
+    """
     entry = read_newest(store, recipe, export, channel)
-    return read_manifest(store, recipe, export, entry.digest) if entry else None
+    if entry is None:
+        return None
+    try:
+        return read_manifest(store, recipe, export, entry.digest)
+    except StorageError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        where = f"{recipe}/{export}@{channel}"
+        raise StorageError(
+            f"{where} serves sha256:{entry.digest[:12]}, and the store has no such artifact any "
+            f"more (entry {entry.n}, {entry.action} by {entry.by} at {entry.at})",
+            f"`nightpress rollback {where} --why ...` serves the one before; `nightpress list` "
+            "says which can be promoted",
+        ) from None
 
 
 def unknown(store: Store, reference: Reference) -> ValueError:
     """Say what is not there, and what there is instead."""
-    recipes = children(store, "artifacts/")
-    if reference.recipe not in recipes:
-        return ValueError(f"no artifacts of recipe {reference.recipe!r} in {store.uri}; {recipes}")
-    exports = children(store, f"artifacts/{reference.recipe}/")
-    if reference.export and reference.export not in exports:
-        return ValueError(f"{reference.recipe} has no export {reference.export!r}; {exports}")
+    name, export, channel = reference.recipe, reference.export, reference.channel
+    recipes = store.children("artifacts")
+    if name not in recipes:
+        return ValueError(f"no artifacts of recipe {name!r} in {store.uri}; {offer(name, recipes)}")
+    exports = store.children(f"artifacts/{name}")
+    if export and export not in exports:
+        return ValueError(f"{name} has no export {export!r}; {offer(export, exports)}")
+    where = f"{name}/{export}" if export else name
     if reference.digest:
-        return ValueError(f"{reference.recipe} has no artifact sha256:{reference.digest}")
-    channels = sorted(
-        {c for e in exports for c in children(store, f"channels/{reference.recipe}/{e}/")}
-    )
+        found = manifest_keys(store, f"artifacts/{where}/")
+        digests = [f"{e}@sha256:{digest[:12]}" for _, e, digest in found]
+        return ValueError(
+            f"{where} has no artifact sha256:{reference.digest}; {offer('', digests)}"
+        )
+    searched = [export] if export else exports
+    channels = {c for e in searched for c in store.children(f"channels/{name}/{e}")}
     return ValueError(
-        f"{reference.recipe} has nothing on channel {reference.channel!r}; {channels}"
+        f"{where} has nothing on channel {channel!r}; {offer(channel, sorted(channels))}"
     )
-
-
-def children(store: Store, prefix: str) -> list[str]:
-    """Names directly below a prefix."""
-    return sorted({key.removeprefix(prefix).split("/")[0] for key in store.list(prefix)})
 
 
 def manifest_keys(store: Store, prefix: str) -> list[tuple[str, str, str]]:
     """(recipe, export, digest) of every whole artifact below a prefix."""
-    keys: Iterable[list[str]] = (key.split("/") for key in store.list(prefix))
-    return [
-        (parts[1], parts[2], parts[3])
-        for parts in keys
-        if len(parts) == 5 and parts[4] == MANIFEST_NAME
-    ]
-
-
-def list_artifacts(store: Store, recipe: str | None = None) -> list[Listing]:
-    """List every whole artifact and the channels that serve it, each export's newest first."""
-    found = manifest_keys(store, f"artifacts/{recipe}/" if recipe else "artifacts/")
-    serving: dict[str, list[str]] = {}
-    for name, export in sorted({(name, export) for name, export, _ in found}):
-        for channel in children(store, f"channels/{name}/{export}/"):
-            entry = read_newest(store, name, export, channel)
-            if entry:
-                prefix = artifact_prefix(name, export, entry.digest)
-                serving.setdefault(prefix, []).append(channel)
-    manifests = read_manifests(store, found)
-    manifests.sort(key=lambda m: m.provenance.created, reverse=True)
-    manifests.sort(key=lambda m: (m.recipe_name, m.export))
-    return [describe_artifact(m, serving.get(m.prefix, [])) for m in manifests]
-
-
-def describe_artifact(manifest: AnyManifest, channels: list[str]) -> Listing:
-    model = manifest if isinstance(manifest, Manifest) else None
-    return Listing(
-        recipe=manifest.recipe_name,
-        export=manifest.export,
-        digest=manifest.digest,
-        channels=channels,
-        created=manifest.provenance.created,
-        num_bytes=manifest.num_bytes,
-        num_parameters=model.num_parameters if model else None,
-        nats_per_token=model.metrics.nats_per_token if model else None,
-        num_rows=None if isinstance(manifest, Manifest) else manifest.num_rows,
-    )
+    matches = (MANIFEST_KEY.fullmatch(key) for key in store.list(prefix))
+    return [(match[1], match[2], match[3]) for match in matches if match]

@@ -1,4 +1,4 @@
-"""Find a decoder's blocks and the linear weights in them, by inspection of its modules."""
+"""Find a model's blocks and the linear weights in them, by inspection of its modules."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from tasks.errors import CheckpointError
+from tasks.models.blocks import list_blocks
+from tasks.models.model_kind import auto_class, head_kind
 from tasks.quantize.checkpoint_tensors import stored_names
 
 
@@ -14,7 +16,7 @@ class Layout(NamedTuple):
     """Which tensors of a checkpoint are linear weights."""
 
     blocks: list[dict[str, tuple[int, int]]]
-    """Per decoder block: tensor name -> (out, in), in the order of the modules."""
+    """Per block: tensor name -> (out, in), in the order of the modules."""
     others: list[str]
     """Names of the linear modules outside the blocks: the head, above all."""
     stacked: list[str]
@@ -23,11 +25,11 @@ class Layout(NamedTuple):
 
 def find_layout(folder: Path, trust_remote_code: bool) -> Layout:
     """Inspect a model that is built from its config alone, without memory for its weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     blocks = [linear_weights(model, block) for block in find_blocks(model)]
     inside = {name for block in blocks for name in block}
     return Layout(
@@ -85,11 +87,13 @@ def check_shapes(layout: Layout, method: str, group_size: int | None) -> None:
 
 
 def find_blocks(model: Any) -> nn.ModuleList:
-    """Return the decoder's list of blocks.
+    """Return a decoder's list of blocks, or an encoder's.
 
     Raises:
         ValueError: it has none.
     """
+    if head_kind(type(model).__name__) != "causal_lm":
+        return nn.ModuleList(list_blocks(model))
     decoder = model.get_decoder()
     for child in decoder.children():
         if isinstance(child, nn.ModuleList):

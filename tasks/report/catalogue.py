@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tasks.publish.artifact import artifact_prefix
-from tasks.publish.references import Listing, list_artifacts
+from tasks.publish.listing import Listing, list_artifacts, write_index
 from tasks.report.page import render_page
 
 if TYPE_CHECKING:
@@ -18,7 +18,9 @@ CATALOGUE = "catalogue.html"
 
 
 def write_catalogue(store: Store) -> None:
-    store.write(CATALOGUE, render_catalogue(list_artifacts(store), store.uri).encode())
+    artifacts = list_artifacts(store)
+    write_index(store, artifacts)
+    store.write(CATALOGUE, render_catalogue(artifacts, store.uri).encode())
 
 
 def render_catalogue(artifacts: list[Listing], store_uri: str) -> str:

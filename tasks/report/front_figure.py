@@ -1,16 +1,23 @@
-"""The first figure of a report: every model as bytes against held-out nats/token."""
+"""The first figure of a report: every model as bytes against held-out nats/token, and the Pareto
+front of the exports of all nights."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from tasks.report.pareto import cover, draw_earlier, draw_pareto, find_front, trace_front
+from tasks.report.report_data import EarlierExport
 from tasks.report.svg import Box, Scale, line, linear, nice_ticks, rect, svg, text
 from tasks.report.wording import format_bytes, format_tick, shorten
 
 GLYPH_PX = 6.6
 """Mean width of a letter at the figures' 12 px."""
+
+FAR = 2.0
+"""A limit farther above all models than this many times their range is out of the figure."""
 
 
 class FrontPoint(NamedTuple):
@@ -32,15 +39,23 @@ def decade_ticks(low: float, high: float) -> list[float]:
 
 def draw_front(
     points: list[FrontPoint],
+    earlier: Sequence[EarlierExport],
     nats_limit: float | None,
     bytes_limit: float | None,
     width: int,
     height: int,
+    unit: str = "nats/token",
 ) -> str:
     """Draw every model as bytes (logarithmic) against held-out nats/token, with what may pass."""
     area = Box(52, 14, width - 14, height - 44)
-    sizes = [p.num_bytes for p in points] + ([bytes_limit] if bytes_limit else [])
-    nats = [p.nats for p in points] + ([nats_limit] if nats_limit else [])
+    before = [(export.num_bytes, export.nats_per_token) for export in earlier]
+    passed = before + [(p.num_bytes, p.nats) for p in points if p.kind == "passed"]
+    sizes: list[float] = [*(p.num_bytes for p in points), *(size for size, _ in before)]
+    nats = [p.nats for p in points] + [nats for _, nats in before]
+    if nats_limit is not None and nats_limit > max(nats) + FAR * (max(nats) - min(nats)):
+        nats_limit = None  # so far above all models that it would press them flat
+    sizes += [bytes_limit] if bytes_limit else []
+    nats += [nats_limit] if nats_limit else []
     x_low, x_high = math.log2(min(sizes)) - 0.35, math.log2(max(sizes)) + 0.45
     margin = 0.09 * ((max(nats) - min(nats)) or 1.0)
     y_low, y_high = min(nats) - margin, max(nats) + margin
@@ -50,22 +65,31 @@ def draw_front(
     def x(num_bytes: float) -> float:
         return log_x(math.log2(num_bytes))
 
-    parts = [*front_axes(area, x, y, (x_low, x_high), (y_low, y_high))]
+    parts = [*front_axes(area, x, y, (x_low, x_high), (y_low, y_high), unit)]
     taken = [
         Box(x(p.num_bytes) - 7, y(p.nats) - 7, x(p.num_bytes) + 7, y(p.nats) + 7) for p in points
     ]
-    parts += front_limit_lines(area, x, y, nats_limit, bytes_limit, taken)
+    parts += front_limit_lines(area, x, y, nats_limit, bytes_limit, taken, unit)
+    parts += draw_earlier(earlier, x, y)
+    if corners := trace_front(find_front(passed) if earlier else [], area, x, y):
+        parts.append(draw_pareto(corners))
+        taken += cover(corners)
     parts += front_path(points, x, y)
     for point in points:
         parts += draw_point(point, x(point.num_bytes), y(point.nats), y)
     for point in points:
         parts.append(place_label(point, x(point.num_bytes), y(point.nats), area, taken))
     summary = "; ".join(f"{p.title}: {format_bytes(p.num_bytes)}, {p.nats:.3f}" for p in points)
-    return svg(width, height, f"Bytes against held-out nats/token. {summary}", parts)
+    return svg(width, height, f"Bytes against held-out {unit}. {summary}", parts)
 
 
 def front_axes(
-    area: Box, x: Scale, y: Scale, x_range: tuple[float, float], y_range: tuple[float, float]
+    area: Box,
+    x: Scale,
+    y: Scale,
+    x_range: tuple[float, float],
+    y_range: tuple[float, float],
+    unit: str,
 ) -> list[str]:
     parts = []
     for tick in nice_ticks(*y_range, 5):
@@ -83,7 +107,7 @@ def front_axes(
             room = x(tick) + 56
     parts.append(line(area.left, area.bottom, area.right, area.bottom, "axis"))
     parts.append(text(area.right, area.bottom + 37, "size", "tick strong", "end"))
-    parts.append(text(4, area.top + 2, "nats/token", "tick strong"))
+    parts.append(text(4, area.top + 2, unit, "tick strong"))
     return parts
 
 
@@ -94,6 +118,7 @@ def front_limit_lines(
     nats_limit: float | None,
     bytes_limit: float | None,
     taken: list[Box],
+    unit: str,
 ) -> list[str]:
     """Shade where an export may lie, and draw and name the limits."""
     if nats_limit is None and bytes_limit is None:
@@ -102,7 +127,7 @@ def front_limit_lines(
     top = area.top if nats_limit is None else y(nats_limit)
     parts = [rect(Box(area.left, top, right, area.bottom), "may-pass")]
     if nats_limit is not None:
-        label = f"limit {nats_limit:.2f} nats/token"
+        label = f"limit {nats_limit:.2f} {unit}"
         parts.append(line(area.left, top, area.right, top, "limit"))
         box = Box(area.right - GLYPH_PX * len(label), top - 16, area.right, top - 2)
         taken.append(box)

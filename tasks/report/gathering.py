@@ -1,26 +1,20 @@
-"""Gather what a run's report says: models, verdicts, comparisons, and the stages' evidence."""
+"""Gather what a run's report says: models, verdicts, comparisons, and what other files read."""
 
 from __future__ import annotations
 
-import json
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
 from tasks.evaluate.gate import paired_difference, read_evaluated
 from tasks.recipe import Recipe
-from tasks.records import EvaluatedModel, ExportResult, RunRecord, StageResult
-from tasks.report.report import (
-    Comparison,
-    ExportOutcome,
-    LossCurve,
-    ModelRow,
-    PruningEvidence,
-    PruningRound,
-    ReportData,
-)
-from tasks.report.wording import describe_export
+from tasks.records import EvaluatedModel, ExportResult, RunRecord
+from tasks.report.changes import find_changes
+from tasks.report.earlier_nights import format_start, list_exports, read_earlier
+from tasks.report.looks import read_looks
+from tasks.report.report_data import Comparison, ExportOutcome, ModelRow, ReportData
+from tasks.report.stage_evidence import loss_curve, pruning_evidence
+from tasks.report.wording import describe_export, nats_unit
 
 if TYPE_CHECKING:
     from infra.storage import Store
@@ -32,15 +26,19 @@ FULL_BYTES = 4
 def gather_report(
     store: Store, recipe: Recipe, record: RunRecord, versions: dict[str, str]
 ) -> ReportData:
-    """Read what the stages left in the store and put it beside the run's record."""
+    """Read what the stages and earlier nights left in the store, and put it beside the run's
+    record."""
     made = {result.title: result for result in record.stages}
+    nights = read_earlier(store, record)
+    resolved = recipe.model_dump(mode="json")
     return ReportData(
         recipe_name=recipe.name,
         run_id=record.run_id,
-        started=f"{datetime.fromisoformat(record.started):%Y-%m-%d %H:%M} UTC",
+        started=format_start(record),
         seconds=record.seconds,
+        ending=record.status if record.status in ("deadline", "cancelled", "failed") else None,
         error=record.error,
-        reached_deadline=record.status == "deadline",
+        unit=nats_unit(record.models[0].metrics.protocol) if record.models else "nats/token",
         models=[model_row(model) for model in record.models],
         stages=record.stages,
         exports=[export_outcome(recipe, record, export) for export in record.exports],
@@ -56,9 +54,14 @@ def gather_report(
             if model.kind in ("distill", "comparison") and (curve := loss_curve(store, made, model))
         ],
         corpus=record.corpus,
+        looks=read_looks(store, record),
+        earlier=list_exports(nights, record),
+        changes=find_changes(store, record, resolved, nights) if record.exports else None,
+        cost=record.cost,
+        worker_hour=recipe.cost.worker_hour,
         protocol=protocols(record.models),
         versions=versions,
-        recipe_yaml=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
+        recipe_yaml=yaml.safe_dump(resolved, sort_keys=False),
     )
 
 
@@ -73,6 +76,9 @@ def model_row(evaluated: EvaluatedModel) -> ModelRow:
         nats_per_token=metrics.nats_per_token,
         perplexity=metrics.perplexity,
         tokens_per_s=metrics.tokens_per_s,
+        tasks=metrics.tasks,
+        task_average=metrics.task_average,
+        latency=metrics.latency,
     )
 
 
@@ -111,62 +117,15 @@ def compare(store: Store, models: list[EvaluatedModel]) -> list[Comparison]:
     return comparisons
 
 
-def read_evidence(
-    store: Store, made: dict[str, StageResult], model: EvaluatedModel, name: str
-) -> Any:
-    """Read a JSON file that a model's stage left beside its output; None where there is none."""
-    stage = made[model.made_by or ""]
-    try:
-        return json.loads(store.read(f"stages/{stage.stage}/{stage.key}/{name}"))
-    except FileNotFoundError:
-        return None
-
-
-def pruning_evidence(
-    store: Store, made: dict[str, StageResult], model: EvaluatedModel
-) -> PruningEvidence | None:
-    found = read_evidence(store, made, model, "evidence.json")
-    if found is None:
-        return None
-    return describe_pruning(model.title, found)
-
-
-def describe_pruning(title: str, evidence: dict[str, Any]) -> PruningEvidence:
-    """Take from a prune stage's evidence what the report shows."""
-    known = {name: evidence[name] for name in PruningEvidence.model_fields if name in evidence}
-    nats = {name: cut["nats_per_token"] for name, cut in evidence["candidates"].items()}
-    removed = evidence["sparsity"]["got"].get("all")
-    rounds = [
-        {name: told[name] for name in PruningRound.model_fields}
-        for told in evidence.get("rounds", ())
-    ]
-    return PruningEvidence.model_validate(
-        known | {"title": title, "candidates": nats, "removed": removed, "rounds": rounds}
-    )
-
-
-def loss_curve(
-    store: Store, made: dict[str, StageResult], model: EvaluatedModel
-) -> LossCurve | None:
-    found = read_evidence(store, made, model, "loss_curve.json")
-    if found is None:
-        return None
-    facts, points = model.model.facts, found["points"]
-    tokens_per_step = int(facts["tokens"]) // int(facts["num_steps"])
-    return LossCurve(
-        title=model.title,
-        tokens=[(index + 1) * tokens_per_step for index in range(len(points))],
-        loss=[point["loss"] for point in points],
-    )
-
-
 def protocols(models: list[EvaluatedModel]) -> dict[str, str]:
     """Say how numbers were measured; a model that was measured otherwise is named."""
     first = models[0].metrics if models else None
     if first is None:
         return {}
-    said = {"nats/token": first.protocol, "tokens/s": first.speed_protocol}
+    unit = nats_unit(first.protocol)
+    said = {unit: first.protocol, "tokens/s": first.speed_protocol}
     for model in models:
         if model.metrics.protocol != first.protocol:
-            said[f"nats/token of {model.title}"] = model.metrics.protocol
-    return said
+            said[f"{unit} of {model.title}"] = model.metrics.protocol
+    said |= {f"task {name}": score.protocol for name, score in first.tasks.items()}
+    return said | ({"latency": first.latency.protocol} if first.latency else {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from itertools import groupby, pairwise
 
 from tasks.report.svg import Box, Scale, line, linear, rect, svg, text
@@ -36,7 +37,7 @@ def draw_importance(
     left, top = 64.0, 22.0
     row = max(5.0, min(18.0, 360 / len(importance)))
     every = max(1, -(-14 // int(row)))
-    title = f"{name_kind(kind)}, {order}: "
+    title = escape(f"{name_kind(kind)}, {order}: ")
     parts = [
         f'<text x="{left:.1f}" y="13.0" class="tick">{title}<tspan class="kept-ink">kept</tspan>, '
         f'<tspan class="cut-ink">cut</tspan></text>'

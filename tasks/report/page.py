@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tasks.report import wording
+from tasks.report.visible import show_text, show_token
 
 FOLDER = Path(__file__).parent
 
@@ -25,6 +26,6 @@ def render_page(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["svg"] = Markup
+    environment.filters |= {"svg": Markup, "show_text": show_text, "show_token": show_token}
     style = Markup((FOLDER / "report.css").read_text(encoding="utf-8"))
     return environment.get_template(template).render(style=style, wording=wording, **values)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-from tasks.records import CorpusRef, CorpusStep, Difference, GateCheck
+from tasks.records import CorpusRef, CorpusStep, Cost, Difference, GateCheck, StageResult
 
 MINUS = "\N{MINUS SIGN}"
-
 
 KINDS = {
     "kv_groups": "KV groups",
@@ -31,6 +30,17 @@ def format_bytes(num_bytes: float) -> str:
 def format_count(count: float) -> str:
     """Three digits: 1.44 M."""
     return three_digits(count, ("", " k", " M", " B"))
+
+
+def format_energy(kwh: float) -> str:
+    """Three digits: 12.3 Wh; what is next to nothing is not given any."""
+    return "< 0.1 Wh" if 0 < kwh < 1e-4 else three_digits(1000 * kwh, (" Wh", " kWh", " MWh"))
+
+
+def format_price(cost: Cost) -> str:
+    """In hundredths, of which there are always some: 0.74 EUR, < 0.01 EUR."""
+    price = cost.price or 0.0
+    return f"{'< 0.01' if 0 < price < 0.005 else f'{price:,.2f}'} {cost.currency}"
 
 
 def three_digits(value: float, units: tuple[str, ...]) -> str:
@@ -79,20 +89,40 @@ def judge(difference: Difference) -> str:
     return "worse" if difference.lower > 0 else "no difference shown"
 
 
+def nats_unit(protocol: str) -> Literal["nats/token", "nats/row"]:
+    """Return what held-out nats are counted by: tokens of text, or rows with a label."""
+    return "nats/row" if "nats/row" in protocol else "nats/token"
+
+
 def title_check(check: GateCheck) -> str:
-    against, _, limit = check.name.partition(".")
+    against, limit, *task = check.name.split(".", 2)
     return {
-        "max_nats_increase": f"nats/token over the {against}",
+        "max_nats_increase": f"{nats_unit(check.protocol)} over the {against}",
         "max_bytes_ratio": f"bytes, of the {against}'s",
+        "max_score_drop": f"{''.join(task)} below the {against}",
+        "must_not_fall": f"{''.join(task)} must not fall below the {against}",
     }[limit]
 
 
 def describe_check(check: GateCheck) -> str:
-    """One line: the figure, its interval's end where there is one, the limit."""
+    """One line: the figure, the end of its interval that decides where there is one, the limit."""
     if check.difference is None:
         return f"{check.figure:.3f}, limit {check.limit:g}"
+    if ".must_not_fall." in check.name:
+        lower = signed(check.difference.lower, 4)
+        return f"{signed(check.figure, 4)}, lower end {lower}, limit {check.limit:g}"
     upper = signed(check.difference.upper, 4)
     return f"{signed(check.figure, 4)}, upper end {upper}, limit {check.limit:g}"
+
+
+def describe_means(stage: StageResult) -> str:
+    """Say what a stage took beside its time, as far as it is known."""
+    said = [] if stage.peak_bytes is None else [f"{format_bytes(stage.peak_bytes)} a worker"]
+    if stage.cost and stage.cost.price is not None:
+        said.append(format_price(stage.cost))
+    if stage.cost:
+        said.append(format_energy(stage.cost.energy_kwh))
+    return ", ".join(said)
 
 
 def describe_options(options: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ CODE = {
     "distill": ("tasks/distill/distillation.py", "tasks/distill/losses/*.py"),
     "prune": ("tasks/prune/pruning.py", "tasks/prune/criteria/*.py"),
     "quantize": ("tasks/quantize/quantization.py", "tasks/quantize/methods/*.py"),
+    "service": ("flows/*.py",),
 }
 """Per benchmark the files that, with all they import, decide its figures."""
 

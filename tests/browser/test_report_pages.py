@@ -14,8 +14,11 @@ from typing import Any
 
 import pytest
 
+from tasks.report.catalogue import render_catalogue
 from tasks.report.report import write_report
 from tests.unit.report_factory import make_report
+from tests.unit.test_catalogue import make_listing
+from tests.unit.test_report import HOSTILE, poison
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -90,6 +93,24 @@ def test_the_page_fits(width: int, num_layers: int, tmp_path: Path) -> None:
     assert found["clashes"] == []
     assert found["smallest_px"] >= 9
     assert (found["narrow_shown"], found["wide_shown"]) == (width == 390, width == 1300)
+
+
+@pytest.mark.parametrize("kind", ["report", "catalogue"])
+def test_no_script_of_a_text_runs(kind: str, tmp_path: Path) -> None:
+    venom = "".join(HOSTILE)
+    if kind == "report":
+        page = write_report(poison(make_report(), venom))
+    else:
+        page = render_catalogue([poison(make_listing(), venom)], "s3://models" + venom)
+    file = tmp_path / "hostile.html"
+    file.write_text(page)
+    command = [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", file.as_uri()]
+    dumped = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "<h1>" in dumped
+    assert re.match(r'<!DOCTYPE html><html lang="en"><head>', dumped.replace("\n", "")), dumped[
+        :200
+    ]
 
 
 def luminance(color: str) -> float:

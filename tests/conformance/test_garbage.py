@@ -150,6 +150,23 @@ def test_the_last_runs_keep_their_stages(store: Store) -> None:
     assert len(store.list("runs/")) == 10, "runs stay: the front over all nights is read from them"
 
 
+def test_the_last_entries_of_each_channel_keep_their_artifacts(
+    store: Store, tmp_path: Path
+) -> None:
+    made = [store_artifact(store, write_files(tmp_path / x, x)) for x in "abcd"]
+    promote(store, made[0], "stable", "ann", "a year ago")
+    assert collect(store, 20).folders == [], "without a limit all that was ever served stays"
+    assert collect(store, 20, entries=3, runs=0).folders == [], "the oldest is on stable"
+    promote(store, made[3], "stable", "ann", "now")
+    gone = collect(store, 20, entries=1, runs=0).folders
+    assert {folder.prefix for folder in gone} == {m.prefix for m in made[:3]}
+    assert "in none of the last 1 entries of a channel" in gone[0].why
+    for channel in ("nightly", "stable"):
+        pull(store, f"tiny/int4@{channel}", tmp_path / channel)
+    with pytest.raises(StorageError, match="no such artifact"):
+        rollback(store, "tiny", "int4", "nightly", "ann", "odd output")
+
+
 def test_a_night_at_work_keeps_its_artifacts_and_all_stages(store: Store, tmp_path: Path) -> None:
     orphan = store_artifact(store, write_files(tmp_path / "b", "b"), channel=None)
     stage = write_stage(store, KEY)

@@ -11,7 +11,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from tasks.models.checkpoint import load_model
 from tasks.models.initializer_context import InitializerContext, Student
-from tasks.plugins import load_plugin, plugin_names, resolve_options
+from tasks.plugins import load_plugin, plugin_constant, plugin_names, resolve_options
 
 
 @pytest.fixture(params=plugin_names("initializer"))
@@ -51,6 +51,7 @@ def test_takes_one_context(name: str) -> None:
     parameters = inspect.signature(load_plugin("initializer", name)).parameters.values()
     positional = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
     assert positional == ["context"]
+    assert isinstance(plugin_constant("initializer", name, "NEEDS_DECODER"), bool)
 
 
 def test_gives_a_trainable_fp32_model(name: str, folder: Path) -> None:

@@ -49,6 +49,7 @@ def call(name: str, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tenso
 def test_says_what_it_is(name: str) -> None:
     assert over(name) in ("logits", "hidden_states", "attentions")
     assert isinstance(needs_a_teacher(name), bool)
+    assert {*plugin_constant("loss", name, "OUTPUTS")} <= {"distribution", "score"}
     parameters = inspect.signature(load_plugin("loss", name)).parameters.values()
     positional = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
     assert positional == ([] if over(name) == "logits" else ["student", "teacher"])

@@ -262,3 +262,24 @@ def test_the_preflight_passes_and_leaves_nothing(store: Store) -> None:
     assert time.monotonic() - began < 10
     assert store.list("") == []
     assert type(open_store(store.uri)) is type(store)
+
+
+def test_children_are_the_names_directly_below_a_folder(store: Store) -> None:
+    for key in ("a/b/c/d", "a/b/e", "a/b-c", "a/ä", "a/b.d/x", "ab/c"):
+        store.write(key, b"x")
+    assert store.children("a") == ["b", "b-c", "b.d", "ä"]
+    assert store.children("a/") == store.children("a")
+    assert store.children("") == ["a", "ab"]
+    assert store.children("a/b") == ["c", "e"]
+    assert store.children("a/b/e") == store.children("no/such") == []
+    store.delete("a/b.d/x")
+    assert store.children("a") == ["b", "b-c", "ä"]
+
+
+def test_more_children_than_a_page_has(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_store, "PAGE_KEYS", 2)
+    for number in range(5):
+        store.write(f"a/{number}/below", b"x")
+        store.write(f"a/{number}/beside", b"x")
+    assert store.children("a") == ["0", "1", "2", "3", "4"]
+    assert len(store.list("a/")) == 10 and len(store.list("a/", limit=3)) == 3

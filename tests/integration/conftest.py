@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+import yaml
 
 from infra.prefect_server import running_server
 from tests.integration.swift_server import Swift, running_swift
@@ -35,3 +37,15 @@ def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ["LOCAL_RANK"] = "0"
     yield
     dist.destroy_process_group()
+
+
+@pytest.fixture
+def short_recipe(recipe_text: str, tmp_path: Path) -> Path:
+    """The teacher rounded to int8, every minute."""
+    raw = yaml.safe_load(recipe_text)
+    raw |= {"steps": [], "comparisons": [], "exports": raw["exports"][1:]}
+    raw["corpus"]["sources"] = raw["corpus"]["sources"][1:]
+    raw["schedule"] = {"cron": "* * * * *", "timezone": "Europe/Berlin"}
+    path = tmp_path / "short.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path

@@ -25,6 +25,8 @@ class Workplace:
     extra: dict[str, str] = field(default_factory=dict)
     timeout_s: float = TIMEOUT_S
     """After which a command is ended, and the test fails."""
+    enter: tuple[str, ...] = ()
+    """What a command begins with that runs it elsewhere, as in another network namespace."""
 
     @property
     def store(self) -> Path:
@@ -39,7 +41,7 @@ class Workplace:
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
         self.folder.mkdir(parents=True, exist_ok=True)
         return subprocess.Popen(
-            [str(NIGHTPRESS), *map(str, arguments)],
+            [*self.enter, str(NIGHTPRESS), *map(str, arguments)],
             env=self.environment,
             cwd=self.folder,
             stdout=subprocess.PIPE,

@@ -39,7 +39,7 @@ default = yes
 
 DEFAULT_CONF = """
 [DEFAULT]
-bind_ip = 127.0.0.1
+bind_ip = {address}
 bind_port = {port}
 workers = 0
 user = {user}
@@ -94,8 +94,9 @@ for server, port in zip(("object", "container", "account"), sys.argv[2:]):
 class Swift:
     """A running server; its proxy can be killed and started again, from the thread that began."""
 
-    def __init__(self, venv: Path, root: Path, ports: dict[str, int]) -> None:
+    def __init__(self, venv: Path, root: Path, ports: dict[str, int], address: str) -> None:
         self.venv = venv
+        self.address = address
         self.root = root
         self.ports = ports
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -104,7 +105,7 @@ class Swift:
     def environment(self) -> dict[str, str]:
         """The variables with which a client finds this server and its one account."""
         return {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.ports['proxy']}",
+            "AWS_ENDPOINT_URL": f"http://{self.address}:{self.ports['proxy']}",
             "AWS_ACCESS_KEY_ID": "test:tester",
             "AWS_SECRET_ACCESS_KEY": "testing",
             "AWS_DEFAULT_REGION": "us-east-1",
@@ -146,8 +147,11 @@ class Swift:
 
 
 @contextmanager
-def running_swift(root: Path) -> Iterator[Swift]:
+def running_swift(root: Path, address: str = "127.0.0.1") -> Iterator[Swift]:
     """Yield a server that keeps its data, configuration and logs below `root`.
+
+    Args:
+        address: Of this machine, where clients find it.
 
     Skips the test where Swift cannot be installed, or the file system cannot hold its metadata.
     """
@@ -166,6 +170,7 @@ def running_swift(root: Path) -> Iterator[Swift]:
             server=name,
             port=ports[name],
             root=root,
+            address=address if name == "proxy" else "127.0.0.1",
             user=getpass.getuser(),
             cache="cache" if with_cache else "",
             memcached_port=ports["memcached"],
@@ -173,7 +178,7 @@ def running_swift(root: Path) -> Iterator[Swift]:
         (root / f"{name}.conf").write_text(text)
     rings = [str(ports[name]) for name in SERVERS if name != "proxy"]
     subprocess.run([venv / "bin/python", "-c", MAKE_RINGS, root, *rings], check=True)
-    swift = Swift(venv, root, ports)
+    swift = Swift(venv, root, ports, address)
     try:
         for name in [*SERVERS, "memcached"] if with_cache else SERVERS:
             swift.start(name)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from infra.ray_cluster import RayExecutor
 from infra.storage import FileStore, Store
 from tasks.digests import list_files
-from tasks.report.gathering import describe_pruning
+from tasks.report.stage_evidence import describe_pruning
 from tasks.stage import Executor
 from tests.integration.prune_run import NUM_UNITS, PREFIX, Pruned, run_stage
 

@@ -2,11 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,24 +22,16 @@ from infra.prefect_server import running_server
 from infra.storage import FileStore
 from tasks.recipe_file import load_recipe
 from tests.integration.pipeline import Workplace, check_no_orphans
+from tests.integration.prefect_client import (
+    FIRES_WITHIN_S,
+    finished_runs,
+    make_pool,
+    prefect,
+    stopped_at_the_end,
+    wait_for,
+)
 
 pytestmark = pytest.mark.integration
-
-PREFECT = Path(sys.executable).with_name("prefect")
-FIRES_WITHIN_S = 240
-"""A minute until the cron's next one, the start of a server, and the night, on a busy machine."""
-
-
-@pytest.fixture
-def short_recipe(recipe_text: str, tmp_path: Path) -> Path:
-    """The teacher rounded to int8, every minute."""
-    raw = yaml.safe_load(recipe_text)
-    raw |= {"steps": [], "comparisons": [], "exports": raw["exports"][1:]}
-    raw["corpus"]["sources"] = raw["corpus"]["sources"][1:]
-    raw["schedule"] = {"cron": "* * * * *", "timezone": "Europe/Berlin"}
-    path = tmp_path / "short.yaml"
-    path.write_text(yaml.safe_dump(raw))
-    return path
 
 
 @pytest.fixture
@@ -63,37 +50,6 @@ def endless_recipe(recipe_text: str, tmp_path: Path) -> Path:
 def is_training(place: Workplace) -> bool:
     """Whether a first checkpoint is there."""
     return any((place.store / "stages" / "distill").glob("*/checkpoints/*"))
-
-
-def finished_runs(place: Workplace) -> list[dict[str, Any]]:
-    records = sorted((place.store / "runs").glob("*/*/run.json"))
-    return [json.loads(path.read_text()) for path in records]
-
-
-def wait_for(reached: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + FIRES_WITHIN_S
-    while not reached():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "never fired"
-        time.sleep(0.5)
-
-
-@contextmanager
-def stopped_at_the_end(process: subprocess.Popen[str]) -> Iterator[list[int]]:
-    """Ask a process to stop, see that it takes all of its own with it; yield its exit code."""
-    codes: list[int] = []
-    try:
-        yield codes
-    finally:
-        alive = process.poll() is None
-        family = psutil.Process(process.pid).children(recursive=True) if alive else []
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.communicate(timeout=60)
-        finally:
-            process.kill()
-        codes.append(process.returncode)
-        check_no_orphans(family)
 
 
 def test_serve_runs_a_night_when_its_time_has_come(tmp_path: Path, short_recipe: Path) -> None:
@@ -117,7 +73,7 @@ def test_who_stops_serve_stops_the_night_that_runs(tmp_path: Path, endless_recip
     assert codes == [128 + signal.SIGTERM]
     (key,) = (place.store / "leases" / "tiny").iterdir()
     assert json.loads(key.read_text())["released"]
-    assert [run["status"] for run in finished_runs(place)] == ["failed"]
+    assert [run["status"] for run in finished_runs(place)] == ["cancelled"]
 
 
 def test_a_night_ends_at_its_deadline_and_frees_its_workers(
@@ -169,23 +125,11 @@ def test_a_worker_runs_the_nights_of_a_deployment(
 ) -> None:
     with running_server(tmp_path_factory.mktemp("scheduler"), schedules=True) as url:
         place = Workplace(tmp_path / "deployed", {"PREFECT_API_URL": url})
-        place.folder.mkdir()
         place.run("deploy", short_recipe, "--pool", "absent", expect=2)
-        prefect(place, "work-pool", "create", "--type", "process", "nights").wait(timeout=60)
+        make_pool(place, "nights")
         told = place.run_json("deploy", short_recipe, "--pool", "nights")
         assert told["deployment"] == "run nightly/tiny"
         worker = prefect(place, "worker", "start", "--pool", "nights")
         with stopped_at_the_end(worker):
             wait_for(lambda: finished_runs(place), worker)
     assert finished_runs(place)[0]["status"] == "done"
-
-
-def prefect(place: Workplace, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [str(PREFECT), "--no-prompt", *arguments],
-        env=place.environment,
-        cwd=place.folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )

@@ -3,25 +3,36 @@
 import math
 import random
 
+from tasks.evaluate.sampled import Continuation, NextTokens, RankedToken, Samples
+from tasks.models.components import Component
 from tasks.records import (
     ArtifactRef,
     CorpusRef,
     CorpusResult,
     CorpusStep,
+    Cost,
     Difference,
     GateCheck,
     GateReport,
+    Latency,
+    LatencyRow,
     PublishedCorpus,
     StageResult,
+    TaskScore,
 )
-from tasks.report.report import (
+from tasks.report.report_data import (
+    Changes,
     Comparison,
+    EarlierExport,
+    ExportChange,
     ExportOutcome,
     LossCurve,
+    ModelLook,
     ModelRow,
     PruningEvidence,
     PruningRound,
     ReportData,
+    ValueChange,
 )
 
 TEACHER_NATS, TEACHER_BYTES = 3.243, 5_773_824
@@ -68,8 +79,28 @@ def make_gate(figure: float, num_bytes: int, champion: float | None) -> GateRepo
 def make_row(
     title: str, role: str, parameters: int, size: int, nats: float, speed: int
 ) -> ModelRow:
+    scores = {"sst2": 0.911 - 0.02 * (role != "teacher"), "cola": 0.402 - 0.05 * (nats - 3.243)}
+    ms = {1: (12.5, 3.1), 8: (80.0, 4.2)}
     return ModelRow.model_validate(
         {
+            "tasks": {
+                name: TaskScore(
+                    score=score,
+                    scores={"accuracy": score},
+                    num_items=872,
+                    protocol="872 items",
+                    items_uri="store://items",
+                )
+                for name, score in scores.items()
+            },
+            "task_average": sum(scores.values()) / 2,
+            "latency": Latency(
+                rows=[
+                    LatencyRow(batch_size=n, prefill_ms=a, decode_ms=b, peak_bytes=400_000_000)
+                    for n, (a, b) in ms.items()
+                ],
+                protocol="prompts of 128 tokens, 32 new ones",
+            ),
             "title": title,
             "role": role,
             "num_parameters": parameters,
@@ -135,6 +166,109 @@ def make_corpus() -> CorpusResult:
     )
 
 
+WRITTEN = {
+    "teacher": "If the file is opened for writing, it is truncated first.\n\nNew in version 3.2.",
+    "2 distill": "If the file is opened for writing, the buffer is flushed when it is closed.",
+    "int4": "If the file is opened, the *mode* argument is a string.\n\nChanged in version 3.3.",
+    "int8": "If the file is opened for writing, the buffer is flushed when it is closed.",
+}
+TOKENS = [" the", " file", "\n", " a", ".", ",", "<s>", " open", "ing", " is", "\t", " mode", "()"]
+TOKENS += [" *", " in", " object", " returned", "`", " to", " and", " of"]
+
+
+def make_look(title: str, ratio: float, parts: bool) -> ModelLook:
+    """Four continuations, ten places of twenty tokens, and the components of a small Llama."""
+    rng = random.Random(title)
+    sizes = {"embeddings": (524_288, 0), "attention": (196_608, 590_000)}
+    sizes |= {"feed-forward": (720_000, 1_440_000), "norms": (2_560, 0), "head": (0, 1_048_576)}
+
+    def place(number: int) -> NextTokens:
+        tokens = rng.sample(TOKENS, 20)
+        first = [math.exp(-rank / 3) for rank in range(21)]
+        flat = [math.exp(-rank / 6) for rank in range(21)]
+        return NextTokens(
+            context=f"Return number {number} of the lines that are in the buffer, and leave",
+            actual=" the",
+            ranked=[
+                RankedToken(text=text, probabilities=[a / sum(first), b / sum(flat)])
+                for text, a, b in zip(tokens, first, flat, strict=False)
+            ],
+        )
+
+    return ModelLook(
+        title=title,
+        components=[
+            Component(
+                name=name,
+                num_parameters=round(count * (1 if name == "embeddings" else ratio)),
+                flops_per_token=round(flops * ratio),
+            )
+            for name, (count, flops) in sizes.items()
+        ]
+        if parts
+        else None,
+        samples=Samples(
+            protocol="greedy, at most 48 tokens, float32 on cpu",
+            temperatures=[1.0, 2.0],
+            continuations=[
+                Continuation(
+                    prompt=f"class io.TextIOWrapper{number}\n   A buffered text stream over a "
+                    "buffered binary stream. ",
+                    text=WRITTEN[title],
+                    ended=number == 1,
+                )
+                for number in range(4)
+            ],
+            next_tokens=[place(number) for number in range(10)],
+        ),
+    )
+
+
+def make_changes() -> Changes:
+    def nats(figure: float, width: float) -> Difference:
+        return Difference(
+            figure=figure, lower=figure - width, upper=figure + width, num_documents=174
+        )
+
+    return Changes(
+        started="2026-11-19 02:00 UTC",
+        num_ended_early=1,
+        exports=[
+            ExportChange(
+                name="int4",
+                is_same=False,
+                bytes_before=1_036_000,
+                num_bytes=1_004_000,
+                nats=nats(-0.014, 0.004),
+                speed=1.04,
+            ),
+            ExportChange(
+                name="int8",
+                is_same=False,
+                bytes_before=1_766_000,
+                num_bytes=1_766_000,
+                nats=nats(-0.001, 0.004),
+                speed=1.003,
+            ),
+        ],
+        recipe=[ValueChange(name="steps.1.distill.num_tokens", before="300000", now="400000")],
+        data=[ValueChange(name="source 2 path", before="3f9c1a2b7d10", now="b5402ac98a1b")],
+        other_stages=["source 2 local_text", "corpus", "2 distill", "2 from scratch"],
+        num_stages=8,
+    )
+
+
+def make_cost(seconds: float, price: float | None = 2.5) -> Cost:
+    hours = 2 * seconds / 3600
+    return Cost(
+        worker_hours=hours,
+        price=None if price is None else hours * price,
+        currency="EUR",
+        energy_kwh=0.06 * hours,
+        energy_protocol="estimated: 60 W for each worker",
+    )
+
+
 def make_report(num_layers: int = 6, ffn_width: int = 384) -> ReportData:
     rng = random.Random(0)
     int4, int8 = 1_004_000, 1_766_000
@@ -162,7 +296,7 @@ def make_report(num_layers: int = 6, ffn_width: int = 384) -> ReportData:
             make_row("2 from scratch", "comparison", 841_856, 3_367_424, 3.871, 21_650),
             make_row("2 distill", "step", 841_856, 3_367_424, 3.421, 21_690),
             make_row("int4", "export", 841_856, int4, 3.468, 13_900),
-            make_row("int8", "export", 841_856, int8, 3.424, 14_800),
+            make_row("int8", "export", 841_856, int8, 3.424, 17_900),
         ],
         stages=[
             StageResult.model_validate(
@@ -174,6 +308,7 @@ def make_report(num_layers: int = 6, ffn_width: int = 384) -> ReportData:
                     "seconds": seconds,
                     "nodes": nodes if stage in ("prune", "distill") else nodes[:1],
                     "peak_bytes": 1_512_000_000 if stage == "distill" else None,
+                    "cost": make_cost(seconds),
                 }
             )
             for title, stage, outcome, seconds in stages
@@ -260,6 +395,30 @@ def make_report(num_layers: int = 6, ffn_width: int = 384) -> ReportData:
             ),
         ],
         corpus=make_corpus(),
+        looks=[
+            make_look("teacher", 1.0, True),
+            make_look("2 distill", 0.5, True),
+            make_look("int4", 0.5, False),
+            make_look("int8", 0.5, False),
+        ],
+        earlier=[
+            EarlierExport(
+                title=title,
+                started=f"2026-11-{day:02d} 02:00 UTC",
+                num_bytes=size,
+                nats_per_token=nats,
+            )
+            for title, day, size, nats in [
+                ("int4", 19, 1_036_000, 3.482),
+                ("int4", 18, 1_120_000, 3.47),
+                ("int3", 17, 840_000, 3.71),
+                ("int8", 19, 1_766_000, 3.425),
+                ("int8", 16, 1_990_000, 3.39),
+            ]
+        ],
+        changes=make_changes(),
+        cost=make_cost(533.0),
+        worker_hour=2.5,
         protocol={
             "quality": f"{PROTOCOL}, text 3f9c1a2b7d10",
             "speed": "prefill of 8 x 256 tokens, median of 7, float32 on cpu, 1 thread(s)",

@@ -4,7 +4,7 @@ import pytest
 
 from flows.renew_catalogue import renew_catalogue
 from infra.storage import FileStore
-from tasks.publish.references import Listing
+from tasks.publish.listing import Listing
 from tasks.report.catalogue import CATALOGUE, render_catalogue, write_catalogue
 from tests.unit.artifact_factory import store_artifact, write_files
 

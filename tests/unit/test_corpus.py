@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from flows.make_corpus import make_corpus
 from infra.local_executor import LocalExecutor
 from infra.storage import localize, open_store
+from tasks.corpus.arrays import write_arrays
 from tasks.corpus.filtering import Filter
 from tasks.corpus.filters import exact_dedup, length
-from tasks.corpus.packing import Tokens, join_documents, write_blocks
+from tasks.corpus.packing import Tokens, cut_blocks, join_documents
 from tasks.corpus.rows import make_row, read_rows
 from tasks.corpus.shards import read_shard
 from tasks.corpus.sources.teacher_samples import split_at
@@ -155,9 +156,10 @@ def test_packing_keeps_every_token_in_order(documents: list[list[int]], block: i
         path = Path(folder) / "blocks.safetensors"
         if len(joined) < block:
             with pytest.raises(CorpusError, match="fewer than one block"):
-                write_blocks(parts, block, path)
+                list(cut_blocks(parts, block))
             return
-        num_blocks = write_blocks((Tokens.decode(part.encode()) for part in parts), block, path)
+        decoded = (Tokens.decode(part.encode()) for part in parts)
+        num_blocks = write_arrays(cut_blocks(decoded, block), path)
         blocks = load_file(path)
         assert tuple(blocks["ids"].shape) == tuple(blocks["loss_mask"].shape) == (num_blocks, block)
         flat = blocks["ids"].flatten().tolist()

@@ -26,10 +26,11 @@ from tasks.errors import CorpusError, StorageError
 from tasks.inputs import find_inputs
 from tasks.publish.channels import append_entry, read_newest
 from tasks.publish.data_publishing import check_rows, publish_data
+from tasks.publish.listing import list_artifacts
 from tasks.publish.manifest import DataManifest, Manifest, parse_manifest, read_model_manifest
 from tasks.publish.provenance import gather_provenance
 from tasks.publish.pulling import pull
-from tasks.publish.references import list_artifacts, show
+from tasks.publish.references import show
 from tasks.recipe import Recipe
 from tasks.recipe_file import load_recipe
 from tasks.records import CorpusResult, PublishedCorpus, RunRecord, StageResult

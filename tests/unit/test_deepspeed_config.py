@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tasks.distill.blocks import batch_rows
 from tasks.distill.deepspeed_config import (
+    Batch,
     check_precision,
     count_steps,
     deepspeed_config,
@@ -41,6 +42,21 @@ def test_ranks_and_passes_cover_the_batch_once(
         for position in range(batch.num_blocks)[part]
     ]
     assert sorted(seen) == list(range(batch.num_blocks))
+
+
+@settings(max_examples=50, deadline=None)
+@given(num_blocks=st.integers(1, 64), micro=sizes, world=sizes)
+def test_any_number_of_ranks_takes_the_whole_batch(num_blocks: int, micro: int, world: int) -> None:
+    """Where it does not come out even, less than one round of passes is over."""
+    batch = Batch(num_blocks, micro, world)
+    places = [
+        place
+        for rank in range(world)
+        for part in batch.micro_batches(rank)
+        for place in range(batch.num_places)[part]
+    ]
+    assert sorted(places) == list(range(batch.num_places))
+    assert num_blocks <= batch.num_places < num_blocks + micro * world
 
 
 @settings(max_examples=50, deadline=None)

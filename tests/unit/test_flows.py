@@ -21,9 +21,9 @@ def test_a_plan_of_an_empty_store_computes_everything(recipe_file: Path, tmp_pat
     titles = [stage.title for stage in plan.stages]
     sources = ["source 1 teacher_samples", "source 2 local_text"]
     assert titles[:5] == ["evaluate teacher", *sources, "corpus", "1 prune"]
-    assert titles[-1] == "evaluate int8" and len(titles) == 14
+    assert titles[-1] == "inspect int8" and len(titles) == 18
     known = [stage.title for stage in plan.stages if stage.outcome == "to compute"]
-    assert known == ["evaluate teacher", *sources, "1 prune"]
+    assert known == ["evaluate teacher", *sources, "1 prune", "inspect teacher"]
     assert {s.outcome for s in plan.stages if s.title not in known} == {"follows"}
     assert not (tmp_path / "store").exists(), "a plan writes nothing"
 

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -10,10 +11,15 @@ from typing import Any, Literal
 
 import pytest
 
-from flows.notifying import announce, check_hooks, notify
+from flows.night import Night
+from flows.notifying import announce, check_hooks
+from flows.preflight import preflight
+from flows.recorded_night import run_recorded
+from flows.stopping import DeadlineReached, NightSkipped
 from infra import webhook
 from infra.settings import read_settings
 from infra.storage import open_store
+from tasks.errors import StorageError
 from tasks.inputs import find_inputs
 from tasks.recipe import Recipe
 from tasks.recipe_file import load_recipe
@@ -73,7 +79,9 @@ def with_hooks(*hooks: dict[str, Any]) -> Recipe:
 
 
 def make_record(
-    status: Literal["done", "refused", "failed"], error: str | None = None, **outcomes: str
+    status: Literal["done", "refused", "failed", "cancelled"],
+    error: str | None = None,
+    **outcomes: str,
 ) -> RunRecord:
     def model(name: str) -> EvaluatedModel:
         ref = ModelRef(uri="x", digest="d" * 64, architecture="L", num_parameters=9, num_bytes=18)
@@ -155,7 +163,7 @@ def test_one_retry_where_it_may_pass(
 ) -> None:
     team.answers = answers
     recipe = with_hooks({"webhook_env": "TEAM_HOOK", "on": ["published"]})
-    notify(recipe, read_settings(), "published", make_record("done", int4="published"))
+    announce(recipe, read_settings(), make_record("done", int4="published"))
     assert team.requests == [f"POST {SECRET_PATH}"] * num_requests
     said = capsys.readouterr().err
     assert warning in said if warning else said == ""
@@ -179,11 +187,58 @@ def test_a_hook_that_cannot_be_told_is_a_warning_without_its_url(
     monkeypatch.setattr(webhook, "PAUSE_S", 0.01)
     monkeypatch.setenv("TEAM_HOOK", url)
     recipe = with_hooks({"webhook_env": "TEAM_HOOK", "on": ["failed"]})
-    notify(recipe, read_settings(), "failed", make_record("failed", error="boom"))
+    announce(recipe, read_settings(), make_record("failed", error="boom"))
     said = capsys.readouterr().err
     assert "warning: failed was not told to the webhook in TEAM_HOOK" in said
     assert "planted-token" not in said
     assert "planted-token" not in repr(read_settings())
+
+
+def test_a_night_that_fails_before_it_begins_is_told_as_well(
+    team: Team, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTPRESS_STORE", "file:///proc/absent")
+    recipe = load_recipe(recipe_file, ["notify=[{webhook_env: TEAM_HOOK, on: [failed]}]"])
+    with pytest.raises(ValueError, match="/proc/absent"):
+        preflight(recipe)
+    (told,) = team.told
+    assert (told["event"], told["status"], told["run_id"]) == ("failed", "failed", None)
+    assert told["text"].startswith("nightpress: tiny failed: disk: 0.0 GiB free at /proc/")
+    assert told["report_uri"] is None and told["channel"] == "nightly"
+
+
+def test_a_night_that_cannot_be_opened_is_told_and_one_that_is_skipped_is_not(
+    team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = with_hooks({"webhook_env": "TEAM_HOOK", "on": ["failed", "deadline"]})
+    endings: list[Exception] = [
+        NightSkipped("another night is running"),
+        DeadlineReached("the deadline came before the end"),
+        StorageError("credentials refused", "look at planted-token"),
+    ]
+
+    @contextmanager
+    def never_opens(recipe: Recipe) -> Iterator[Night]:
+        raise endings[0]
+        yield
+
+    monkeypatch.setenv("OTHER_TOKEN", "planted-token")
+    monkeypatch.setattr("flows.recorded_night.open_night", never_opens)
+    while endings:
+        with pytest.raises(type(endings[0])):
+            run_recorded(recipe, [], lambda night: make_record("done"))
+        del endings[0]
+    assert [told["event"] for told in team.told] == ["deadline", "failed"]
+    assert team.told[1]["text"] == "nightpress: tiny failed: credentials refused"
+    assert "[OTHER_TOKEN]" in team.told[1]["error"]
+
+
+def test_a_cancelled_night_is_told_to_who_hears_of_failures(team: Team) -> None:
+    recipe = with_hooks({"webhook_env": "TEAM_HOOK", "on": ["failed"]})
+    announce(recipe, read_settings(), make_record("cancelled", error="cancelled before its end"))
+    (told,) = team.told
+    assert (told["event"], told["status"]) == ("failed", "cancelled")
+    assert told["text"] == "nightpress: tiny failed: cancelled before its end"
 
 
 def test_a_hook_that_does_not_answer_is_left_in_time(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,8 +25,14 @@ def measure(
     store = open_store(f"file://{tmp_path}/store-{window}-{stride}")
     stage = Stage(
         "evaluate",
-        "tasks.evaluate.perplexity:evaluate_model",
-        {"window": window, "stride": stride, "trust_remote_code": False},
+        "tasks.evaluate.evaluation:evaluate_model",
+        {
+            "window": window,
+            "stride": stride,
+            "tasks": [],
+            "latency": None,
+            "trust_remote_code": False,
+        },
         {"model": describe_model(folder, str(folder)), "text": find_text("t", str(text), store)},
     )
     completion, _ = run_stage(

@@ -19,12 +19,13 @@ from tasks.publish.channels import (
     read_newest,
     rollback,
 )
+from tasks.publish.listing import list_artifacts
 from tasks.publish.load_check import Probe, check_loads
 from tasks.publish.manifest import Manifest, parse_manifest, read_manifest
 from tasks.publish.model_card import write_model_card
 from tasks.publish.provenance import find_licence
 from tasks.publish.publishing import Release, advance_channel, publish_export
-from tasks.publish.references import list_artifacts, parse_reference, show
+from tasks.publish.references import parse_reference, show
 from tasks.records import ArtifactRef, GateCheck, GateReport, StageResult
 from tests.unit.artifact_factory import (
     metrics,
@@ -133,6 +134,21 @@ def test_a_model_that_needs_its_own_code_is_refused(
         check_loads(folder, describe_model(folder, str(folder)), probe)
 
 
+def test_a_file_that_lost_bytes_in_the_store_is_uploaded_again(
+    store: FileStore, tiny_llama: Path, probe: Probe
+) -> None:
+    release = release_of(tiny_llama)
+    publish(store, release, probe)
+    manifest = show(store, "tiny")
+    weights, config = (f"{manifest.prefix}/files/{n}" for n in ("model.safetensors", "config.json"))
+    whole = store.read(weights)
+    store.write(weights, whole[:-100])
+    store.delete(config)
+    assert publish(store, release, Probe(ids=[], nats_per_token=0)) == "unchanged"
+    assert store.read(weights) == whole and store.exists(config)
+    assert show(store, "tiny") == manifest
+
+
 def test_half_an_upload_is_no_artifact(store: FileStore, tmp_path: Path) -> None:
     manifest = store_artifact(store, write_files(tmp_path / "a", "a"), channel=None)
     store.delete(f"{manifest.prefix}/manifest.json")
@@ -183,7 +199,7 @@ def test_history_rolls_back_step_by_step(store: FileStore, tmp_path: Path) -> No
 
 def test_promotion_to_another_channel(store: FileStore, tmp_path: Path) -> None:
     manifest = store_artifact(store, write_files(tmp_path / "a", "a"))
-    with pytest.raises(ValueError, match=r"nothing on channel 'stable'; \['nightly'\]"):
+    with pytest.raises(ValueError, match=r"nothing on channel 'stable'; choose from \['nightly'\]"):
         show(store, "tiny/int4@stable")
     promote(store, manifest, "stable", "ann", "a week of nightly")
     assert show(store, "tiny@stable") == manifest
@@ -296,7 +312,7 @@ def test_the_default_export_is_the_first_of_the_newest_recipe(
     assert show(store, f"tiny@sha256:{int8.digest[:12]}") == int8
     with pytest.raises(ValueError, match=r"no artifacts of recipe 'big' .*\['tiny'\]"):
         show(store, "big")
-    with pytest.raises(ValueError, match=r"no export 'int2'; \['int4', 'int8'\]"):
+    with pytest.raises(ValueError, match=r"no export 'int2'; choose from \['int4', 'int8'\]"):
         show(store, "tiny/int2")
     assert [(x.export, x.channels) for x in list_artifacts(store, "tiny")] == [
         ("int4", ["nightly"]),

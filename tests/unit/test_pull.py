@@ -20,9 +20,10 @@ from tasks.digests import digest_files, digest_folder, list_files
 from tasks.errors import StorageError
 from tasks.publish.artifact import MANIFEST_NAME, check_relative
 from tasks.publish.channels import rollback
+from tasks.publish.destination import hidden_sibling
+from tasks.publish.listing import list_artifacts
 from tasks.publish.manifest import Manifest
-from tasks.publish.pulling import hidden_sibling, pull
-from tasks.publish.references import list_artifacts
+from tasks.publish.pulling import pull
 from tests.unit.artifact_factory import store_artifact, write_files
 
 

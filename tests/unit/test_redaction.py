@@ -26,3 +26,16 @@ def test_a_recipes_webhook_is_a_secret_by_its_name() -> None:
     text = "no answer from https://chat.example/services/planted"
     assert redact(text) == text
     assert redact(text, ["TEAM_HOOK"]) == "no answer from [TEAM_HOOK]"
+
+
+def test_passwords_of_urls_go() -> None:
+    url = "postgresql+asyncpg://prefect:planted@db:5432/prefect"
+    assert redact(f"no answer from {url}") == "no answer from " + url.replace(
+        "prefect:planted@", "[user]@"
+    )
+    for plain in ("http://host:8000/v1", "s3://bucket/a:b@c", "hf://datasets/a/b@0123/x", "a:b@c"):
+        assert redact(plain) == plain
+
+
+def test_what_a_terminal_would_obey_is_shown() -> None:
+    assert redact("\x1b[2J\x00\x9b1m\n\tplain ü") == "\\x1b[2J\\x00\\x9b1m\n\tplain ü"

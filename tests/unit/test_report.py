@@ -1,21 +1,28 @@
 """The report: right numbers, whole without anything else, small, and safe to open."""
 
 import re
+from html.parser import HTMLParser
 from itertools import pairwise
+from typing import Any, Literal, get_origin
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
-from tasks.records import Difference
+from tasks.models.components import Component
+from tasks.records import Difference, GateCheck
 from tasks.report import wording
+from tasks.report.catalogue import render_catalogue
 from tasks.report.evidence_figures import draw_methods
 from tasks.report.front_figure import FrontPoint, decade_ticks, draw_front
 from tasks.report.importance_figure import average_cells, draw_importance, rank_cells
-from tasks.report.report import ReportData, headline, write_report
+from tasks.report.report import headline, write_report
+from tasks.report.report_data import ReportData
 from tasks.report.svg import linear, nice_ticks
-from tests.unit.report_factory import make_report
+from tests.unit.report_factory import make_cost, make_report
+from tests.unit.test_catalogue import make_listing
 
 SVG = re.compile(r"<svg.*?</svg>", re.DOTALL)
 
@@ -51,9 +58,9 @@ def test_the_page_says_what_matters(page: str) -> None:
         "nightpress pull docs-lm/int4@sha256:",
         "9 min 12 s of work was computed; 3 min 04 s was saved",
         "cached, 3 min 00 s saved",
-        "3 min 32 s on node-a, node-b, 1.51 GB a worker",
-        "1 min 36 s on node-a, node-b 2 from scratch",
-        "int8 842 k 1.77 MB 31% 3.424 +0.181 30.69 14,800",
+        "3 min 32 s on node-a, node-b 1.51 GB a worker, 0.29 EUR, 7.08 Wh",
+        "1 min 36 s on node-a, node-b 0.13 EUR, 3.21 Wh 2 from scratch",
+        "int8 842 k 1.77 MB 31% 3.424 +0.181 30.69 17,900",
         "\N{MINUS SIGN}0.484 nats/token: better",
         "\N{MINUS SIGN}0.001 to +0.007, 174 documents",
         "no difference shown",
@@ -63,6 +70,14 @@ def test_the_page_says_what_matters(page: str) -> None:
         "47% of the prunable parameters removed. Both cuts have one shape",
         "hidden dimensions, most important first: kept , cut",
         "prefill of 8 x 256 tokens",
+        "Since 2026-11-19 02:00 UTC: int4 0.014 nats/token better",
+        "steps.1.distill.num_tokens 300000 → 400000",
+        "feed-forward 720 k 360 k 50% 1.44 M 720 k 50%",
+        "int4 If the file is opened , the *mode* argument is a string.",
+        "0.296 worker-hours 0.74 EUR at 2.5 EUR a worker-hour 17.8 Wh energy",
+        "tokens until int8 has paid Never by speed alone: int4,",
+        "sst2 cola mean teacher 0.911 0.402 0.657",
+        "int4 1 12.5 ms 3.10 ms 400 MB 8 80.0 ms 4.20 ms 400 MB",
     ]:
         assert said in text
     assert page.count("nightpress pull") == 1  # what was refused cannot be pulled
@@ -82,29 +97,90 @@ def test_the_page_stays_small_for_a_large_model() -> None:
 def test_a_run_that_ended_early_has_a_page(page: str) -> None:
     teacher = make_report().models[:1]
     for data in (
-        empty(error="no space left\n  free 3 GB"),
+        empty(ending="failed", error="no space left\n  free 3 GB"),
         empty(models=teacher),
         empty(models=make_report().models, stages=make_report().stages),
     ):
         text = write_report(data)
         assert "docs-lm" in text
         assert "undefined" not in text
-    assert "The run failed." in write_report(empty(error="no space left"))
-    assert "no space left" in write_report(empty(error="no space left"))
+    assert "The run failed." in write_report(empty(ending="failed", error="no space left"))
+    assert "no space left" in write_report(empty(ending="failed", error="no space left"))
 
 
-def test_names_from_outside_cannot_become_markup() -> None:
-    hostile = '<script>alert("1")</script>&'
-    report = make_report()
-    models = [row.model_copy(update={"title": hostile}) for row in report.models]
-    page = write_report(
-        report.model_copy(
-            update={"recipe_name": hostile, "error": hostile, "models": tuple(models)}
-        )
-    )
-    assert "<script" not in page
-    for figure in SVG.findall(page):
-        ElementTree.fromstring(figure)
+HOSTILE = [
+    "<script>document.documentElement.dataset.owned = 1</script>",
+    "</script></style></title><script>document.documentElement.dataset.owned = 1</script>",
+    "\"'><img src=x onerror=document.documentElement.dataset.owned=1>",
+    '" onmouseover="document.documentElement.dataset.owned = 1',
+    "javascript:document.documentElement.dataset.owned=1",
+    "<svg onload=alert(1)>{{ 7 * 7 }}{% raw %}]]><!--&lt;",
+    "\u202e\x00\x1b[31m",
+]
+
+
+OURS = {(GateCheck, "name"), (Component, "name")}
+"""Names that our own code gives."""
+
+
+def poison(value: Any, venom: str) -> Any:
+    """Append to every text of a record, and to every key of its dicts, but not to choices of our
+    own."""
+    if isinstance(value, BaseModel):
+        kind = type(value)
+        inner = {
+            name: getattr(value, name)
+            for name, field in kind.model_fields.items()
+            if get_origin(field.annotation) is not Literal and (kind, name) not in OURS
+        }
+        return value.model_copy(update={name: poison(v, venom) for name, v in inner.items()})
+    if isinstance(value, dict):
+        return {key + venom: poison(inner, venom) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(poison(inner, venom) for inner in value)
+    return value + venom if isinstance(value, str) else value
+
+
+class Skeleton(HTMLParser):
+    """Tags with their attributes' names, and all text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, ...]] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, *(name for name, _ in attrs)))
+        self.links += [value or "" for name, value in attrs if name in ("href", "src")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.sampled_from(HOSTILE) | st.text(max_size=8), min_size=1, max_size=4))
+@example(HOSTILE)
+def test_no_text_from_outside_becomes_markup(parts: list[str]) -> None:
+    """Whatever names and texts say, the page has the very same elements and attributes."""
+    report, venom = make_report(), "".join(parts)
+    clean = Skeleton(write_report(report))
+    page = Skeleton(write_report(poison(report, venom)))
+    assert page.tags == clean.tags and page.links == []
+    if venom.isprintable():
+        assert page.text.count(venom) > 100
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.sampled_from(HOSTILE) | st.text(max_size=8), min_size=1, max_size=4))
+@example(HOSTILE)
+def test_nothing_in_the_catalogue_does_either(parts: list[str]) -> None:
+    listed, venom = make_listing(), "".join(parts)
+    clean = Skeleton(render_catalogue([listed], "s3://models"))
+    page = Skeleton(render_catalogue([poison(listed, venom)], "s3://models" + venom))
+    assert page.tags == clean.tags
+    assert all(link.startswith("artifacts/") for link in page.links)
 
 
 def test_headlines() -> None:
@@ -138,6 +214,9 @@ def test_a_verdict_needs_both_ends(lower: float, upper: float, verdict: str) -> 
         (wording.format_seconds(28_800), "8 h 00 min"),
         (wording.signed(-0.0001), "0.000"),
         (wording.signed(-0.25), "\N{MINUS SIGN}0.250"),
+        (wording.format_energy(0.0123), "12.3 Wh"),
+        (wording.format_energy(0.00002), "< 0.1 Wh"),
+        (wording.format_price(make_cost(3.6, 1.0)), "< 0.01 EUR"),
         (wording.shorten("1.00 MB"), "1 MB"),
         (wording.shorten("100 k"), "100 k"),
     ],
@@ -153,7 +232,7 @@ def test_what_may_pass_lies_in_the_field_and_what_is_refused_does_not() -> None:
         FrontPoint("big", "refused", 1_500_000, 3.1, None),
         FrontPoint("bad", "refused", 900_000, 3.6, None),
     ]
-    root = ElementTree.fromstring(draw_front(points, 3.3, 1_200_000.0, 700, 400))
+    root = ElementTree.fromstring(draw_front(points, [], 3.3, 1_200_000.0, 700, 400))
     (field,) = (e for e in root if e.attrib["class"] == "may-pass")
     left, top = float(field.attrib["x"]), float(field.attrib["y"])
     right = left + float(field.attrib["width"])
@@ -164,6 +243,17 @@ def test_what_may_pass_lies_in_the_field_and_what_is_refused_does_not() -> None:
             x, y = map(float, element.attrib["d"][1:].split("l")[0].split())
             inside.append(left <= x <= right and top <= y + 7 <= bottom)
     assert inside == [True, False, False]
+
+
+def test_a_limit_far_above_does_not_press_the_models_flat() -> None:
+    points = [
+        FrontPoint("teacher", "teacher", 4_000_000, 3.0, None),
+        FrontPoint("good", "passed", 900_000, 3.2, None),
+    ]
+    root = ElementTree.fromstring(draw_front(points, [], 100.0, 1_200_000.0, 700, 400))
+    (field,) = (e for e in root if e.attrib["class"] == "may-pass")
+    assert float(field.attrib["y"]) == 14, "all the way up"
+    assert not any("limit 100" in (e.text or "") for e in root)
 
 
 @settings(max_examples=100, deadline=None)

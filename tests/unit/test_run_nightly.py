@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from flows.run_nightly import as_parameters, run_nightly
-from tasks.recipe_file import load_recipe, resolve
+from tasks.recipe_file import load_recipe
+from tasks.recipe_resolution import resolve
 
 NIGHTPRESS = Path(sys.executable).with_name("nightpress")
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from prefect.exceptions import TerminationSignal
 
 from flows.stopping import (
     Deadline,
@@ -16,6 +17,7 @@ from flows.stopping import (
     StoppableExecutor,
     check_turn,
     give_back,
+    is_cancellation,
     take_turn,
 )
 from infra.local_executor import LocalExecutor
@@ -98,6 +100,18 @@ def test_outside_the_main_thread_nothing_is_interrupted() -> None:
     thread.start()
     thread.join()
     assert outcomes == ["done"]
+
+
+def test_a_signal_is_seen_in_what_a_library_has_made_of_it() -> None:
+    try:
+        try:
+            raise TerminationSignal(signal.SIGTERM)
+        except BaseException as error:
+            raise SystemError("returned a result with an exception set") from error
+    except SystemError as wrapped:
+        assert is_cancellation(wrapped)
+    assert is_cancellation(KeyboardInterrupt())
+    assert not is_cancellation(RuntimeError()) and not is_cancellation(None)
 
 
 @pytest.fixture

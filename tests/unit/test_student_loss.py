@@ -10,6 +10,7 @@ import transformers
 
 from kernels.chunked_kd import naive
 from tasks.distill.blocks import next_tokens
+from tasks.distill.examples import predict_next
 from tasks.distill.heads import take_apart
 from tasks.distill.layers import make_projection, map_layers
 from tasks.distill.objective import Objective, build_objective
@@ -61,8 +62,9 @@ def objective(*names: str) -> Objective:
 
 
 def losses(student: StudentLoss, teacher: Any, ids: torch.Tensor = IDS) -> Any:
-    with teacher(torch.arange(2), ids) as lesson:
-        return student(ids, *next_tokens(ids, MASK), lesson)
+    examples = predict_next(ids, MASK)
+    with teacher(torch.arange(2), examples) as lesson:
+        return student(examples, lesson)
 
 
 def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -196,9 +198,9 @@ def test_padding_changes_nothing() -> None:
     changed[:, 6:] = 1
     sums = []
     for ids in (IDS, changed):
-        labels, learned = next_tokens(ids, mask)
-        with OnlineTeacher(teacher, mixed)(torch.arange(2), ids) as lesson:
-            sums.append(trained(ids, labels, learned, lesson)[1])
+        examples = predict_next(ids, mask)
+        with OnlineTeacher(teacher, mixed)(torch.arange(2), examples) as lesson:
+            sums.append(trained(examples, lesson)[1])
     assert torch.allclose(*sums, rtol=1e-6)
 
 

@@ -227,6 +227,7 @@ def test_any_blocks_are_read_in_any_order(
     assert stored.ids.shape == stored.log_probs.shape == (4 * BLOCK_TOKENS, 255)
     blocks = load_blocks(folders[1])
     ids = blocks.ids[rows].long()
+    assert blocks.loss_mask is not None
     _, learned = next_tokens(ids, blocks.loss_mask[rows])
     with torch.no_grad():
         wanted = load_model(folders[0])(input_ids=ids).logits[..., :300].log_softmax(-1)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from flows import worker_memory
+from flows.machine_checks import GIB, check_memory
 from flows.planning import Plan, PlannedStage, make_plan
-from flows.preflight import GIB, check_memory
 from infra.local_executor import LocalExecutor
 from infra.peak_memory import read_peak, reset_peak
 from infra.storage import open_store
@@ -42,7 +42,7 @@ def test_one_blocks_repair_is_what_the_page_on_pruning_says() -> None:
 
 def test_what_it_takes_is_what_the_stages_take() -> None:
     from tasks.distill.deepspeed_config import BUCKET_ELEMENTS
-    from tasks.evaluate.perplexity import SPEED_BATCH
+    from tasks.evaluate.speed import SPEED_BATCH
     from tasks.prune.criteria.reconstruction import GRAM_BYTES
     from tasks.prune.loss import BATCH_WINDOWS
     from tasks.prune.sweep.sweep import FIT_PER_SCORED, SUBMODELS_PER_PASS
@@ -153,6 +153,7 @@ def planned(title: str, outcome: str, gib: float, workers: int) -> PlannedStage:
             "title": title,
             "outcome": outcome,
             "seconds": 1.0,
+            "basis": "arithmetic",
             "peak_bytes": round(gib * GIB),
             "workers": workers,
         }
@@ -162,7 +163,7 @@ def planned(title: str, outcome: str, gib: float, workers: int) -> PlannedStage:
 def test_the_largest_stage_to_compute_is_held_against_the_machine(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": GIB, "SC_AVPHYS_PAGES": 8}.__getitem__)
+    monkeypatch.setattr("flows.machine_checks.available_bytes", lambda: 8 * GIB)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     recipe = load_recipe(recipe_file)
     stages = [
@@ -170,7 +171,14 @@ def test_the_largest_stage_to_compute_is_held_against_the_machine(
         planned("quantize", "follows", 6, 1),
         planned("evaluate", "to compute", 3.5, 2),
     ]
-    small = Plan(stages=stages, weights=[], seconds_to_compute=0)
+    small = Plan(
+        stages=stages,
+        weights=[],
+        seconds_to_compute=0,
+        cluster="2xcpu",
+        price=None,
+        currency="EUR",
+    )
     assert "7.0 GiB in 2 workers for evaluate" in check_memory(recipe, small).message
     large = small.model_copy(update={"stages": [*stages, planned("2 distill", "follows", 5, 2)]})
     with pytest.raises(ValueError, match=r"2 distill needs about 10\.0 GiB in 2 workers, 8\.0 GiB"):

@@ -36,10 +36,13 @@ def connect(
 
 
 def load_writer(
-    localize: Callable[[str], Path], teacher_uri: str, trust_remote_code: bool
+    localize: Callable[[str], Path],
+    teacher_uri: str,
+    trust_remote_code: bool,
+    dtype: str = "float32",
 ) -> Writer:
     folder = localize(teacher_uri)
-    model = load_model(folder, "float32", trust_remote_code)
+    model = load_model(folder, dtype, trust_remote_code)
     tokenizer = load_tokenizer(folder)
     said = model.generation_config.eos_token_id if model.generation_config else None
     ends = {bos_id(tokenizer), tokenizer.eos_token_id}

@@ -14,12 +14,15 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
-import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from tasks.corpus.retrieval.ranking import Ranking
 from tasks.corpus.words import split_words
 from tasks.recipe_parts import Config
+from tasks.safe_yaml import parse_yaml
+
+MAX_NODES = 10**6
+"""Of a catalogue in YAML: values and keys; a larger one is JSONL."""
 
 HUB_FILE = re.compile(r"hf://datasets/([^/@]+(?:/[^/@]+)?)@([0-9a-f]{40})/(.+)")
 
@@ -105,12 +108,12 @@ def read_catalogue(path: Path, entry_type: type[E]) -> list[E]:
 
 
 def parse_entries(path: Path) -> list[Any]:
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         if path.suffix == ".jsonl":
             return [json.loads(line) for line in text.splitlines() if line.strip()]
-        raw = yaml.safe_load(text) or []
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        raw = parse_yaml(text, "it", MAX_NODES) or []
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no catalogue: {error}") from None
     if not isinstance(raw, list):
         raise ValueError(f"{path}: expected a list of entries, got {type(raw).__name__}")

@@ -5,6 +5,7 @@ from kernels.chunked_kd.naive import Term
 OVER = "logits"
 NEEDS_TEACHER = False
 FROM_STORE = True
+OUTPUTS = ("distribution",)
 
 
 def loss() -> Term:

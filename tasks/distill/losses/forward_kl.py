@@ -9,6 +9,7 @@ from kernels.chunked_kd.naive import Term
 OVER = "logits"
 NEEDS_TEACHER = True
 FROM_STORE = True
+OUTPUTS = ("distribution",)
 
 
 def loss(*, temperature: Annotated[float, Field(gt=0)] = 2.0) -> Term:

@@ -11,6 +11,7 @@ from tasks.distill.layers import mean_over_layers
 OVER = "hidden_states"
 NEEDS_TEACHER = True
 FROM_STORE = False
+OUTPUTS = ("distribution", "score")
 
 
 def loss(

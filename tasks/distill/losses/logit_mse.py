@@ -5,6 +5,7 @@ from kernels.chunked_kd.naive import Term
 OVER = "logits"
 NEEDS_TEACHER = True
 FROM_STORE = False
+OUTPUTS = ("distribution", "score")
 
 
 def loss() -> Term:

@@ -107,6 +107,7 @@ def encode_blocks(teacher: Teacher, begin: int) -> bytes:
     header = teacher.header
     end = min(begin + header.shard_blocks, header.num_blocks)
     ids_BT = teacher.blocks.ids[begin:end].long()
+    assert teacher.blocks.loss_mask is not None
     _, learned_BT = next_tokens(ids_BT, teacher.blocks.loss_mask[begin:end])
     per_forward = max(1, FORWARD_LOGITS // (ids_BT.shape[1] * header.encoding.vocab_size))
     entries = []

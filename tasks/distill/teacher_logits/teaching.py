@@ -8,14 +8,13 @@ from contextlib import contextmanager
 import torch
 
 from kernels.chunked_kd.naive import StoredTeacher
+from tasks.distill.examples import Examples
 from tasks.distill.teacher_logits.reader import StoredLogits
 from tasks.distill.teaching import Lesson
 
 
 @contextmanager
-def show_stored(
-    logits: StoredLogits, rows_B: torch.Tensor, ids_BT: torch.Tensor
-) -> Iterator[Lesson]:
-    """Show what is stored of some blocks, on the device of their ids."""
+def show_stored(logits: StoredLogits, rows_B: torch.Tensor, examples: Examples) -> Iterator[Lesson]:
+    """Show what is stored of some blocks, on their device."""
     stored = logits.read(rows_B)
-    yield Lesson(logits=StoredTeacher(*(part.to(ids_BT.device) for part in stored)))
+    yield Lesson(logits=StoredTeacher(*(part.to(examples.labels.device) for part in stored)))

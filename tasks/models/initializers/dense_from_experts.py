@@ -13,6 +13,8 @@ from tasks.models.initializer_context import InitializerContext, Student
 DENSE = {"mixtral": "mistral", "qwen3_moe": "qwen3"}
 """By family of a mixture, the family that is the same with one feed-forward layer."""
 
+NEEDS_DECODER = True
+
 
 def initialize(context: InitializerContext) -> Student:
     """Take over all weights that tokens share; each feed-forward layer is the mean of the experts.

@@ -7,6 +7,8 @@ from pydantic import Field
 from tasks.models.depth import load_layers, spread_evenly
 from tasks.models.initializer_context import InitializerContext, Student
 
+NEEDS_DECODER = False
+
 
 def initialize(
     context: InitializerContext, *, num_layers: Annotated[int, Field(gt=0)] | None = None

@@ -8,6 +8,8 @@ from pydantic import Field
 from tasks.models.depth import load_layers
 from tasks.models.initializer_context import InitializerContext, Student
 
+NEEDS_DECODER = False
+
 
 def initialize(
     context: InitializerContext, *, num_layers: Annotated[int, Field(gt=0)] | None = None

@@ -3,6 +3,8 @@
 from tasks.models.checkpoint import load_model
 from tasks.models.initializer_context import InitializerContext, Student
 
+NEEDS_DECODER = False
+
 
 def initialize(context: InitializerContext) -> Student:
     """Load the incoming model, in fp32."""

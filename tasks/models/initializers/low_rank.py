@@ -10,6 +10,8 @@ from tasks.models.folder import load_config
 from tasks.models.initializer_context import InitializerContext, Student
 from tasks.models.low_rank import factor_blocks
 
+NEEDS_DECODER = True
+
 
 def initialize(
     context: InitializerContext,

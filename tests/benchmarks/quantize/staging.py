@@ -20,7 +20,7 @@ from tasks.quantize.checkpoint_tensors import stored_bytes
 from tasks.quantize.decoder_blocks import find_layout
 from tasks.quantize.quantization import quantize_model
 from tasks.recipe import Recipe
-from tasks.recipe_file import resolve
+from tasks.recipe_resolution import resolve
 from tasks.records import TextRef
 from tasks.stages import quantize_stage
 from tests.benchmarks.cells import Cell

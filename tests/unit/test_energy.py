@@ -1,0 +1,162 @@
+"""Meters: NVML and RAPL as the machine has them, here played by files and by a small library."""
+
+import ctypes
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from infra import energy
+from infra.energy import RaplCounter, find_zones, gpus_in_use, metered
+
+SPAN = 10**9
+
+
+class Zones:
+    """RAPL's folder: two packages, one of them with memory and cores of its own, and psys."""
+
+    def __init__(self, root: Path) -> None:
+        names = {
+            "intel-rapl:0": "package-0",
+            "intel-rapl:0:0": "core",
+            "intel-rapl:0:1": "dram",
+            "intel-rapl:1": "package-1",
+            "intel-rapl:2": "psys",
+        }
+        self.root = root
+        for folder, name in names.items():
+            (root / folder).mkdir()
+            (root / folder / "name").write_text(f"{name}\n")
+            (root / folder / "max_energy_range_uj").write_text(str(SPAN - 1))
+            self.count(folder, 0)
+
+    def count(self, folder: str, microjoules: int) -> None:
+        (self.root / folder / "energy_uj").write_text(str(microjoules % SPAN))
+
+
+@pytest.fixture
+def zones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Zones:
+    monkeypatch.setattr(energy, "POWERCAP", tmp_path)
+    monkeypatch.setattr(energy, "load_nvml", lambda: None)
+    return Zones(tmp_path)
+
+
+def test_packages_and_their_memory_are_counted_and_nothing_twice(zones: Zones) -> None:
+    assert [zone.name for zone in find_zones()] == [
+        "intel-rapl:0",
+        "intel-rapl:0:1",
+        "intel-rapl:1",
+    ]
+
+
+def test_a_process_gets_the_share_that_its_threads_are_of_all(
+    zones: Zones, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(energy.os, "cpu_count", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    zones.count("intel-rapl:0", SPAN - 3_000_000)
+    with metered() as reading:
+        zones.count("intel-rapl:0", SPAN + 5_000_000)  # begins anew in between
+        zones.count("intel-rapl:0:1", 4_000_000)
+        zones.count("intel-rapl:2", 77_000_000)
+    assert reading.joules == pytest.approx((8 + 4) * 2 / 8)
+    assert reading.meters == ["RAPL"] and reading.seconds > 0
+
+
+def test_long_work_is_sampled_before_a_counter_laps_us(
+    zones: Zones, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(energy, "SAMPLE_S", 0.001)
+    seen = threading.Event()
+    counter = RaplCounter(find_zones())
+    read = counter.read
+
+    def read_and_tell() -> None:
+        read()
+        if counter.joules and counter.joules > 0:
+            seen.set()
+
+    monkeypatch.setattr(counter, "read", read_and_tell)
+    with counter.watched():
+        zones.count("intel-rapl:0", SPAN - 1_000_000)
+        assert seen.wait(10)
+        zones.count("intel-rapl:0", SPAN + 2_000_000 - 1_000_000)
+    assert counter.joules == pytest.approx(1001.0)
+
+
+def test_without_a_meter_there_is_no_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(energy, "POWERCAP", tmp_path)
+    monkeypatch.setattr(energy, "load_nvml", lambda: None)
+    with metered() as reading:
+        pass
+    assert reading.joules is None and reading.meters == []
+    assert len(reading.devices) == 1, "the processor"
+
+
+def test_a_meter_that_goes_away_fails_nothing(zones: Zones) -> None:
+    with metered() as reading:
+        (zones.root / "intel-rapl:0" / "energy_uj").unlink()
+    assert reading.joules is None
+
+
+class Nvml:
+    """Two GPUs; each reading of the first finds 50 J more, the second has no counter."""
+
+    def __init__(self) -> None:
+        self.millijoules = 0
+
+    def nvmlDeviceGetCount_v2(self, count: Any) -> int:
+        count._obj.value = 2
+        return 0
+
+    def nvmlDeviceGetHandleByIndex_v2(self, index: int, handle: Any) -> int:
+        handle._obj.value = index + 1
+        return 0
+
+    def nvmlDeviceGetName(self, handle: ctypes.c_void_p, text: Any, length: int) -> int:
+        text.value = b"NVIDIA H100 80GB HBM3"
+        return 0
+
+    def nvmlDeviceGetUUID(self, handle: ctypes.c_void_p, text: Any, length: int) -> int:
+        text.value = f"GPU-{handle.value}".encode()
+        return 0
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: ctypes.c_void_p, found: Any) -> int:
+        if handle.value == 2:
+            return 3  # NVML_ERROR_NOT_SUPPORTED
+        self.millijoules += 50_000
+        found._obj.value = self.millijoules
+        return 0
+
+
+@pytest.fixture
+def nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Nvml()
+    monkeypatch.setattr(energy, "POWERCAP", tmp_path)
+    monkeypatch.setattr(energy, "load_nvml", lambda: library)
+    cuda = SimpleNamespace(is_initialized=lambda: True)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+
+
+@pytest.mark.parametrize("visible", ["0", "GPU-1"])
+def test_a_gpus_board_is_counted_for_the_share_that_the_worker_has(
+    nvml: None, monkeypatch: pytest.MonkeyPatch, visible: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("NIGHTPRESS_GPU_SHARE", "0.5")
+    with metered() as reading:
+        pass
+    assert reading.joules == pytest.approx(25.0) and reading.meters == ["NVML"]
+    assert reading.devices == ["NVIDIA H100 80GB HBM3"]
+
+
+def test_half_of_the_gpus_metered_is_no_figure(nvml: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with metered() as reading:
+        pass
+    assert len(gpus_in_use()) == 2 and reading.joules is None
