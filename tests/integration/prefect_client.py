@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ import psutil
 from tests.integration.pipeline import Workplace, check_no_orphans
 
 PREFECT = Path(sys.executable).with_name("prefect")
+NUM_TRIES = 5
+
 FIRES_WITHIN_S = 480
 """A minute until the cron's next one, the start of a server, and the night, on a busy machine."""
 
@@ -47,8 +50,15 @@ def ask(api: str, what: str, document: dict[str, Any] | None = None) -> Any:
         data=json.dumps(document or {}).encode(),
         headers={"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
+    for left in reversed(range(NUM_TRIES)):
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or not left:  # SQLite has one writer, and others wait too long
+                raise
+            time.sleep(1)
+    raise AssertionError("at least one try")
 
 
 def start_now(api: str, deployment_name: str) -> str:

@@ -219,7 +219,7 @@ def test_a_night_that_ends_well_tells_no_secret_and_opens_no_door(
 def test_a_night_that_an_endpoint_refuses_repeats_no_key(
     place: Workplace, listener: Listener, sessions: Path, tiny_llama: Path, text_file: Path
 ) -> None:
-    source = "{name: teacher_samples, options: {num_tokens: 512, sample_tokens: 64}}"
+    source = "{name: self_instruct, options: {num_rows: 4}}"
     recipe = write_recipe(place.folder.parent, tiny_llama, text_file, source)
     ended = run_watched(place, "--debug", "run", recipe)
     assert ended.code == 1, ended.said

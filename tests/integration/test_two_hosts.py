@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(240
 BOTH = ["node-a", "node-b"]
 TIMEOUT_S = 900
 SPREAD = 1e-3
-"""Relative difference of final losses that rounding may make, measured at 1e-6."""
+"""Relative difference of final losses that rounding may make; measured below 1e-6."""
 
 
 @dataclass

@@ -163,6 +163,7 @@ def running_hosts(root: Path) -> Iterator[TwoHosts]:
                 host.ray.wait()
         for command in (
             *(("netns", "delete", f"{bridge}-{name}") for name in ("node-a", "node-b")),
+            *(("link", "delete", f"{bridge}p{number}") for number in (1, 2)),
             ("link", "delete", bridge),
         ):
             subprocess.run(["ip", *command], capture_output=True, check=False)
@@ -197,9 +198,9 @@ def become_host(
     namespace: str, name: str, local: Path, root: Path, hidden: list[str]
 ) -> subprocess.Popen[str]:
     unshare = ["unshare", *("-m", "-u", "-i", "-p"), "--fork", "--kill-child", "--mount-proc"]
+    arguments = [name, str(local), str(root), *hidden]
     first = subprocess.Popen(
-        [*("ip", "netns", "exec", namespace), *unshare, *("bash", "-c", BECOME_A_HOST)]
-        + [name, str(local), str(root), *hidden],
+        ["ip", "netns", "exec", namespace, *unshare, "bash", "-c", BECOME_A_HOST, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,

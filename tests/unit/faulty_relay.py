@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlparse
 
-Fault = Literal["lose answer", "cut answer", "cut body", "refuse", "ignore condition", "conflict"]
+Fault = Literal["lose answer", "cut answer", "refuse", "ignore condition", "conflict"]
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,6 @@ def running_relay(upstream: str, fault: Callable[[Request], Fault | None]) -> It
                 return
             dropped = {"expect"} | ({"if-none-match"} if chosen == "ignore condition" else set())
             headers = {k: v for k, v in self.headers.items() if k.lower() not in dropped}
-            if chosen == "cut body":
-                body = body[: len(body) // 2]
-                headers["Content-Length"] = str(len(body))
             self.close_connection = True
             connection = http.client.HTTPConnection(host)
             try:

@@ -98,18 +98,6 @@ def quick(
     return run_undisturbed(quick_recipe, yesterday, folder, own_prefect)
 
 
-@pytest.fixture(scope="session")
-def whole(
-    shared_recipe: Path,
-    yesterday: tuple[Path, str],
-    own_prefect: Prefect,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Undisturbed:
-    """Every kind of stage."""
-    folder = tmp_path_factory.mktemp("whole-undisturbed")
-    return run_undisturbed(shared_recipe, yesterday, folder, own_prefect)
-
-
 @pytest.fixture
 def make_scene(tmp_path: Path, own_prefect: Prefect) -> Iterator[Callable[..., Scene]]:
     """Make a scene on a store in a folder, or on the one named; its reader and its processes are

@@ -164,4 +164,4 @@ def what_is_said(ending: Ending, place: Path) -> str:
     text = " ".join(said).replace(str(place), "...")
     text = re.sub(r"127\.0\.0\.1:\d+", "HOST", text)
     text = re.sub(r"\b[0-9a-f]{32,}\b|\b\d{8}T\d{6}Z-[0-9a-f]{6}\b", "...", text)
-    return text or "nothing"
+    return re.sub(r"since \S+, on [^\s;]+", "since ..., on ...", text) or "nothing"
