@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from infra.storage import Store
     from tasks.recipe import Recipe
-    from tasks.records import RunRecord
+    from tasks.run_records import RunRecord
 
 SCHEMA_VERSION = 1
 

@@ -4,6 +4,8 @@
 without computing anything.
 """
 
+import sys
+
 from prefect import flow
 
 from flows.make_corpus import Complete, make_corpus, read_corpus
@@ -19,17 +21,12 @@ from flows.run_record import (
     write_run,
 )
 from tasks.distill_options import DistillOptions
+from tasks.errors import CompressionError
 from tasks.inputs import Inputs, find_inputs
+from tasks.quality_records import Metrics
 from tasks.recipe import Recipe
-from tasks.records import (
-    DataRef,
-    EvaluatedModel,
-    Metrics,
-    ModelKind,
-    ModelRef,
-    RunRecord,
-    TeacherLogitsRef,
-)
+from tasks.records import DataRef, ModelRef, TeacherLogitsRef
+from tasks.run_records import EvaluatedModel, ModelKind, RunRecord
 from tasks.stages import (
     distill_stage,
     evaluate_stage,
@@ -132,12 +129,20 @@ def compress(
 def inspect(
     recipe: Recipe, inputs: Inputs, complete: Complete, models: list[EvaluatedModel]
 ) -> None:
-    """Look into the teacher, the last student and every export, for the report."""
+    """Look into the teacher, the last student and every export, for the report.
+
+    A model that cannot be looked into costs the report a section, never the night its end.
+    """
     students = [model for model in models if model.kind in ("prune", "distill")]
     exports = [model for model in models if model.kind == "export"]
     for shown in [models[0], *students[-1:], *exports]:
         stage = inspect_stage(recipe, shown.model, inputs.evaluation)
-        complete(f"inspect {shown.title}", stage, DataRef)
+        try:
+            complete(f"inspect {shown.title}", stage, DataRef)
+        except (CompressionError, OSError):
+            raise  # the deadline, the store, the cluster
+        except Exception as error:
+            print(f"nightpress: warning: {shown.title} is not inspected: {error}", file=sys.stderr)
 
 
 def release(

@@ -14,7 +14,7 @@ from tasks.report.wording import format_bytes, list_accounts, list_contents
 if TYPE_CHECKING:
     from tasks.corpus.rows import Row
     from tasks.publish.manifest import DataManifest
-    from tasks.records import CorpusResult, RunRecord
+    from tasks.run_records import CorpusResult, RunRecord
 
 SAMPLE_CHARACTERS = 300
 

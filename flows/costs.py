@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tasks.recipe import Recipe
-from tasks.records import Cost, Effort, StageResult
+from tasks.run_records import Cost, Effort, StageResult
 
 HOUR_S = 3600
 JOULES_PER_KWH = 3.6e6

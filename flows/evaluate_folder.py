@@ -15,7 +15,8 @@ from tasks.inputs import find_labelled, find_text
 from tasks.models.checkpoint import describe_model
 from tasks.models.folder import load_config
 from tasks.models.model_kind import head_kind
-from tasks.records import Metrics, Record, TextRef
+from tasks.quality_records import Metrics
+from tasks.records import Record, TextRef
 from tasks.stage import Stage, run_stage
 
 

@@ -15,7 +15,7 @@ import math
 from typing import NamedTuple
 
 from flows.devices import Cluster, recognize
-from tasks.records import Effort, Fanout
+from tasks.run_records import Effort, Fanout
 
 
 class Measured(NamedTuple):

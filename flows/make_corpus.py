@@ -22,11 +22,12 @@ from flows.run_record import (
     write_run,
 )
 from infra.storage import Store
+from tasks.corpus_stages import corpus_stage, label_stage, source_stage
 from tasks.inputs import Inputs, find_inputs
 from tasks.recipe import Recipe
-from tasks.records import CorpusRef, CorpusResult, CorpusStep, ModelRef, RowsRef, RunRecord
+from tasks.records import CorpusRef, ModelRef, RowsRef
+from tasks.run_records import CorpusResult, CorpusStep, RunRecord
 from tasks.stage import Stage, read_completion
-from tasks.stages import corpus_stage, label_stage, source_stage
 
 Complete = Callable[[str, Stage, type[Any]], Any]
 """(title, stage, type of its record) -> the record."""

@@ -9,7 +9,7 @@ from flows.devices import CPU, DEVICES, Cluster, recognize
 from flows.forecast import Measured
 from tasks.publish.run_history import read_runs
 from tasks.recipe import Recipe
-from tasks.records import Effort, RunRecord
+from tasks.run_records import Effort, RunRecord
 
 if TYPE_CHECKING:
     from infra.storage import Store

@@ -43,8 +43,10 @@ from infra.settings import Settings, read_settings
 from infra.storage import Store, open_store
 from tasks.errors import ClusterError, StorageError
 from tasks.recipe import Recipe
-from tasks.records import Record, StageResult
-from tasks.stage import Completion, Executor, Stage, clear_scratch, run_stage
+from tasks.records import Record
+from tasks.run_records import StageResult
+from tasks.stage import Completion, Stage, clear_scratch, run_stage
+from tasks.stage_space import Executor
 
 T = TypeVar("T", bound=Record)
 

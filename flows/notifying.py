@@ -19,7 +19,7 @@ from infra.webhook import post_json
 if TYPE_CHECKING:
     from infra.settings import Settings
     from tasks.recipe import Event, Recipe
-    from tasks.records import ExportResult, RunRecord
+    from tasks.run_records import ExportResult, RunRecord
 
 SCHEMA_VERSION = 1
 

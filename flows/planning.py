@@ -21,8 +21,9 @@ from infra.storage import Store
 from tasks.inputs import Inputs
 from tasks.plugins import plugin_constant
 from tasks.recipe import Recipe
-from tasks.records import CorpusRef, ModelRef, Record, RunRecord
+from tasks.records import CorpusRef, ModelRef, Record
 from tasks.report.wording import describe_amount
+from tasks.run_records import RunRecord
 from tasks.stage import Completion, Stage, read_completion
 
 UNKNOWN = "unknown"

@@ -14,7 +14,7 @@ from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from flows.run_rows import gate_rows, model_rows, report_place, stage_rows, summarize_run
-from tasks.records import RunRecord
+from tasks.run_records import RunRecord
 
 TIMEOUT_S = 5.0
 """For each request; the first one without an answer is the last one made."""

@@ -18,15 +18,10 @@ from tasks.publish.load_check import Probe
 from tasks.publish.manifest import read_model_manifest
 from tasks.publish.provenance import Provenance
 from tasks.publish.publishing import Publication, Regate, Release, publish_export
+from tasks.quality_records import GateReport, Metrics
 from tasks.recipe import Recipe
-from tasks.records import (
-    ArtifactRef,
-    EvaluatedModel,
-    ExportResult,
-    GateReport,
-    Metrics,
-    ModelRef,
-)
+from tasks.records import ArtifactRef, ModelRef
+from tasks.run_records import EvaluatedModel, ExportResult
 from tasks.stages import evaluate_stage
 
 

@@ -11,7 +11,7 @@ from flows.night import RETRIES, Night
 from tasks.publish.data_publishing import publish_data
 from tasks.publish.provenance import Provenance
 from tasks.recipe import Recipe
-from tasks.records import CorpusResult
+from tasks.run_records import CorpusResult
 
 
 @task(task_run_name="publish corpus", cache_policy=NO_CACHE, persist_result=False, **RETRIES)

@@ -20,7 +20,7 @@ from flows.run_record import record_failure
 from flows.stopping import DeadlineReached
 from tasks.errors import ClusterError
 from tasks.recipe import Recipe
-from tasks.records import EvaluatedModel, RunRecord
+from tasks.run_records import EvaluatedModel, RunRecord
 
 
 def run_recorded(

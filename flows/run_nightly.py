@@ -31,7 +31,7 @@ from infra.settings import Settings, quiet_environment, read_settings
 from tasks.recipe import Recipe
 from tasks.recipe_file import load_recipe
 from tasks.recipe_resolution import resolve
-from tasks.records import RunRecord
+from tasks.run_records import RunRecord
 
 POOL_TYPE = "process"
 END_TIMEOUT_S = 30.0

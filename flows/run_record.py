@@ -9,21 +9,16 @@ from flows.renew_catalogue import renew_catalogue
 from flows.stopping import DeadlineReached, is_cancellation
 from infra.redaction import redact
 from infra.storage import localize
+from tasks.errors import CompressionError
 from tasks.inputs import Inputs
 from tasks.publish.provenance import Provenance, gather_provenance
+from tasks.quality_records import Metrics
 from tasks.recipe import Recipe
-from tasks.records import (
-    CorpusRef,
-    CorpusResult,
-    DataRef,
-    EvaluatedModel,
-    ExportResult,
-    Metrics,
-    RunRecord,
-    TextRef,
-)
+from tasks.records import CorpusRef, DataRef, TextRef
 from tasks.report.gathering import gather_report
+from tasks.report.plain_report import write_plain_report
 from tasks.report.report import write_report
+from tasks.run_records import CorpusResult, EvaluatedModel, ExportResult, RunRecord
 
 
 def finished_run(
@@ -117,8 +112,21 @@ def expected_results(verdicts: list[Verdict]) -> list[ExportResult]:
 def make_report(
     night: Night, recipe: Recipe, record: RunRecord, provenance: Provenance | None
 ) -> str:
+    """Draw the report; where that goes wrong, the record itself is shown: a night is worth more
+    than its picture.
+
+    Raises:
+        CompressionError: the store does not answer, or holds something else than was written.
+    """
     versions = provenance.libraries if provenance else {}
-    return write_report(gather_report(night.store, recipe, record, versions))
+    try:
+        return write_report(gather_report(night.store, recipe, record, versions))
+    except (CompressionError, OSError):
+        raise
+    except Exception as error:
+        reason = f"the report could not be drawn: {type(error).__name__}: {error}"
+        print(f"nightpress: warning: {reason}", file=sys.stderr)
+        return write_plain_report(record, reason)
 
 
 def write_run(night: Night, recipe: Recipe, record: RunRecord, report: str) -> None:

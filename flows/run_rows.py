@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tasks.report.wording import describe_check, format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from tasks.records import ExportResult, RunRecord
+    from tasks.run_records import ExportResult, RunRecord
 
 Row = dict[str, str]
 """Cells by column; every row of a table has all of them."""

@@ -19,7 +19,7 @@ from infra.lease import Lease, LeaseHeldError, take_lease
 from infra.storage import Store
 from tasks.errors import ClusterError, CompressionError
 from tasks.recipe import Recipe
-from tasks.stage import Executor
+from tasks.stage_space import Executor
 
 S = TypeVar("S")
 U = TypeVar("U")

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from tasks.publish.garbage import Garbage
     from tasks.publish.listing import Listing
     from tasks.publish.manifest import Manifest
-    from tasks.records import Metrics, RunRecord
+    from tasks.quality_records import Metrics
+    from tasks.run_records import RunRecord
 
 PIPE_WIDTH = 120
 """Columns where stdout is no terminal."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from infra.energy import Reading
-from tasks.records import Effort, Fanout
+from tasks.run_records import Effort, Fanout
 
 
 class Tally:
@@ -54,5 +54,5 @@ class Tally:
             fanouts=self.fanouts,
             devices=sorted({device for reading in readings for device in reading.devices}),
             joules=round(sum(known), 3) if len(known) == len(readings) else None,
-            meters=sorted({meter for reading in readings for meter in reading.meters}),
+            meters=tuple(sorted({meter for reading in readings for meter in reading.meters})),
         )

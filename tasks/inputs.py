@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from infra.storage import localize
 from tasks.corpus.retrieval.catalogue import HUB_FILE, DataSet, entry_uri, read_catalogue
 from tasks.corpus.rows import read_rows
+from tasks.corpus_stages import source_data
 from tasks.digests import digest_file, digest_of, digest_path
 from tasks.evaluate.labelled import name_labels, read_labelled
 from tasks.evaluate.task_files import check_task_files
@@ -19,7 +20,6 @@ from tasks.plugins import catalogue_options, data_options
 from tasks.recipe import Recipe
 from tasks.recipe_parts import NamedModel
 from tasks.records import DataRef, ModelRef, TextRef
-from tasks.stages import source_data
 
 if TYPE_CHECKING:
     from infra.storage import Store

@@ -32,7 +32,7 @@ from tasks.plugins import load_plugin
 from tasks.records import CorpusRef, ModelRef, RowsRef, TextRef
 
 if TYPE_CHECKING:
-    from tasks.stage import StageSpace
+    from tasks.stage_space import StageSpace
 
 
 def build_corpus(

@@ -14,7 +14,7 @@ from tasks.records import ModelRef
 
 if TYPE_CHECKING:
     from tasks.corpus.generation import Generator
-    from tasks.stage import StageSpace
+    from tasks.stage_space import StageSpace
 
 
 @dataclass

@@ -16,7 +16,7 @@ from tasks.corpus.rows import Row
 from tasks.corpus.shards import Shard, read_table
 
 if TYPE_CHECKING:
-    from tasks.stage import StageSpace
+    from tasks.stage_space import StageSpace
 
 Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
 

@@ -14,7 +14,7 @@ from tasks.plugins import load_plugin
 from tasks.records import ModelRef, RowsRef
 
 if TYPE_CHECKING:
-    from tasks.stage import StageSpace
+    from tasks.stage_space import StageSpace
 
 
 def label_rows(

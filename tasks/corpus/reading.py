@@ -15,7 +15,7 @@ from tasks.plugins import load_plugin
 from tasks.records import DataRef, ModelRef, RowsRef, TextRef
 
 if TYPE_CHECKING:
-    from tasks.stage import StageSpace
+    from tasks.stage_space import StageSpace
 
 
 def read_source(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tasks.stage import StageSpace
+    from tasks.stage_space import StageSpace
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 if TYPE_CHECKING:
     from infra.storage import Store
-    from tasks.stage import StageSpace
+    from tasks.stage_space import StageSpace
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from tasks.quantize.decoder_blocks import check_layout, find_layout
 from tasks.records import CorpusRef, ModelRef, TeacherLogitsRef
 
 if TYPE_CHECKING:
-    from tasks.stage import StageSpace
+    from tasks.stage_space import StageSpace
 
 
 def distill_rounded(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, stdtrit
 
 from tasks.digests import digest_of
-from tasks.records import Difference
+from tasks.quality_records import Difference
 
 NUM_RESAMPLES = 10_000
 CONFIDENCE = 0.95

@@ -17,7 +17,7 @@ from tasks.models.folder import load_config
 from tasks.records import ModelRef, TextRef
 
 if TYPE_CHECKING:
-    from tasks.stage import StageSpace
+    from tasks.stage_space import StageSpace
 
 PROBE_ROWS = 4
 """Rows kept with their logits, for the load gate to hold a fresh process against."""

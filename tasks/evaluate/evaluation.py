@@ -18,10 +18,11 @@ from tasks.evaluate.question_answering import score_answers
 from tasks.evaluate.speed import SPEED_BATCH, SPEED_REPEATS
 from tasks.evaluate.task_scores import score_tasks
 from tasks.models.model_kind import HeadKind, head_kind
-from tasks.records import DataRef, Metrics, ModelRef, TextRef
+from tasks.quality_records import Metrics
+from tasks.records import DataRef, ModelRef, TextRef
 
 if TYPE_CHECKING:
-    from tasks.stage import StageSpace
+    from tasks.stage_space import StageSpace
 
 SCORERS: dict[HeadKind, Callable[[StageSpace, dict[str, Any], ModelRef, TextRef], HeldOut]] = {
     "causal_lm": score_text,

@@ -25,7 +25,8 @@ from tasks.evaluate.bootstrap import (
 from tasks.evaluate.items import Items, read_items
 from tasks.evaluate.score_drop import check_drops, check_kept
 from tasks.gate_options import ChampionGate, Gate
-from tasks.records import Difference, GateCheck, GateReport, Metrics, ModelRef
+from tasks.quality_records import Difference, GateCheck, GateReport, Metrics
+from tasks.records import ModelRef
 
 if TYPE_CHECKING:
     from infra.storage import Store

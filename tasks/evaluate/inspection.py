@@ -23,7 +23,7 @@ from tasks.models.model_kind import head_kind
 from tasks.records import DataRef, ModelRef, TextRef
 
 if TYPE_CHECKING:
-    from tasks.stage import StageSpace
+    from tasks.stage_space import StageSpace
 
 
 def inspect_model(

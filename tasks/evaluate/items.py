@@ -9,7 +9,7 @@ import numpy as np
 
 from infra.storage import localize
 from tasks.evaluate.metrics import METRICS
-from tasks.records import TaskScore
+from tasks.quality_records import TaskScore
 
 if TYPE_CHECKING:
     from infra.storage import Store

@@ -15,10 +15,11 @@ from tasks.evaluate.speed import SPEED_REPEATS, describe_place, measure_latency
 from tasks.models.checkpoint import load_model, load_tokenizer
 from tasks.models.folder import load_config
 from tasks.models.model_kind import head_kind
-from tasks.records import Latency, LatencyRow, ModelRef, TextRef
+from tasks.quality_records import Latency, LatencyRow
+from tasks.records import ModelRef, TextRef
 
 if TYPE_CHECKING:
-    from tasks.stage import StageSpace
+    from tasks.stage_space import StageSpace
 
 FIRST_LINES = 256
 """Of the held-out file, whose tokens are the prompts."""

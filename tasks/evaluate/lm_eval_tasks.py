@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from tasks.records import DataRef, ModelRef, TextRef
-    from tasks.stage import StageSpace
+    from tasks.stage_space import StageSpace
 
 BATCH_SIZE = 8
 

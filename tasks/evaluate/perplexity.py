@@ -29,7 +29,7 @@ from tasks.models.checkpoint import load_model, load_tokenizer
 from tasks.records import ModelRef, TextRef
 
 if TYPE_CHECKING:
-    from tasks.stage import StageSpace
+    from tasks.stage_space import StageSpace
 
 WINDOWS_PER_UNIT = 32
 PROBE_WINDOWS = 4

@@ -23,7 +23,7 @@ from tasks.models.checkpoint import load_model, load_tokenizer
 from tasks.records import ModelRef, TextRef
 
 if TYPE_CHECKING:
-    from tasks.stage import StageSpace
+    from tasks.stage_space import StageSpace
 
 ROWS_PER_UNIT = 64
 PROBE_ROWS = 4

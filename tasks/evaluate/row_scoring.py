@@ -21,7 +21,7 @@ from tasks.models.folder import load_config
 
 if TYPE_CHECKING:
     from tasks.records import ModelRef
-    from tasks.stage import StageSpace
+    from tasks.stage_space import StageSpace
 
 ROWS_PER_UNIT = 64
 

@@ -16,7 +16,7 @@ from tasks.evaluate.bootstrap import (
 )
 from tasks.evaluate.items import Items
 from tasks.evaluate.metrics import average_metrics
-from tasks.records import Difference, GateCheck
+from tasks.quality_records import Difference, GateCheck
 
 if TYPE_CHECKING:
     from tasks.evaluate.gate import Evaluated

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from tasks.evaluate.items import Items, score_items
 from tasks.evaluate.lm_eval_tasks import ItemScores, run_lm_eval
 from tasks.evaluate.row_scoring import Judgement, LabelledFile, judge_files
-from tasks.records import DataRef, ModelRef, TaskScore, TextRef
+from tasks.quality_records import TaskScore
+from tasks.records import DataRef, ModelRef, TextRef
 
 if TYPE_CHECKING:
-    from tasks.stage import StageSpace
+    from tasks.stage_space import StageSpace
 
 
 def score_tasks(

@@ -15,7 +15,7 @@ from tasks.prune.sweep.sweep import Choice, cut_units, score_unit
 from tasks.prune.units.units import Kept
 
 if TYPE_CHECKING:
-    from tasks.stage import StageSpace
+    from tasks.stage_space import StageSpace
 
 
 class Opinions(NamedTuple):

@@ -37,7 +37,7 @@ from tasks.prune.utility import load_utility
 from tasks.records import ModelRef, TextRef
 
 if TYPE_CHECKING:
-    from tasks.stage import StageSpace
+    from tasks.stage_space import StageSpace
 
 
 def prune(

@@ -25,7 +25,7 @@ from tasks.prune.units.groups import find_units
 from tasks.prune.units.units import Kept
 
 if TYPE_CHECKING:
-    from tasks.stage import StageSpace
+    from tasks.stage_space import StageSpace
 
 
 JUDGED = ("nats_per_token", "utility")

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from tasks.digests import digest_file, digest_files, list_files
 from tasks.publish.provenance import Provenance
-from tasks.records import Record, StageResult
+from tasks.records import Record
+from tasks.run_records import StageResult
 
 MANIFEST_NAME = "manifest.json"
 

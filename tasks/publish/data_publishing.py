@@ -15,7 +15,7 @@ from tasks.publish.data_card import write_data_card
 from tasks.publish.manifest import DataManifest
 from tasks.publish.provenance import Provenance
 from tasks.publish.publishing import advance_channel, write_artifact
-from tasks.records import CorpusResult, PublishedCorpus, StageResult
+from tasks.run_records import CorpusResult, PublishedCorpus, StageResult
 
 if TYPE_CHECKING:
     from infra.storage import Store

@@ -14,15 +14,9 @@ from tasks.publish.artifact import MANIFEST_NAME, Artifact, FileEntry, artifact_
 from tasks.publish.documents import parse_document, parse_json
 from tasks.publish.load_check import LoadEvidence
 from tasks.publish.provenance import Provenance
-from tasks.records import (
-    ArtifactRef,
-    CorpusRef,
-    CorpusStep,
-    GateReport,
-    Metrics,
-    ModelRef,
-    StageResult,
-)
+from tasks.quality_records import GateReport, Metrics
+from tasks.records import ArtifactRef, CorpusRef, ModelRef
+from tasks.run_records import CorpusStep, StageResult
 
 if TYPE_CHECKING:
     from infra.storage import Store

@@ -17,8 +17,9 @@ from pydantic import Field
 
 from tasks.code_version import PACKAGES, ROOT, code_version, library_version
 from tasks.digests import digest_file
+from tasks.quality_records import Metrics
 from tasks.recipe import Recipe
-from tasks.records import CorpusRef, Metrics, ModelRef, Record
+from tasks.records import CorpusRef, ModelRef, Record
 from tasks.safe_yaml import parse_yaml
 
 LIBRARIES = (

@@ -24,7 +24,9 @@ from tasks.publish.manifest import (
 from tasks.publish.model_card import write_model_card
 from tasks.publish.provenance import Provenance
 from tasks.publish.signing import sign_manifest
-from tasks.records import ArtifactRef, GateReport, Metrics, ModelRef, Record, StageResult
+from tasks.quality_records import GateReport, Metrics
+from tasks.records import ArtifactRef, ModelRef, Record
+from tasks.run_records import StageResult
 
 if TYPE_CHECKING:
     from infra.storage import Store

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tasks.publish.documents import parse_document
 from tasks.publish.names import check_name, offer
-from tasks.records import RunRecord
+from tasks.run_records import RunRecord
 
 if TYPE_CHECKING:
     from infra.storage import Store

@@ -29,7 +29,7 @@ from tasks.quantize.block_work import BlockWork, Part, read_block
 from tasks.quantize.calibration import Prefix, advance, put_weights, shared_inputs
 
 if TYPE_CHECKING:
-    from tasks.stage import StageSpace
+    from tasks.stage_space import StageSpace
 
 GROUP = "sensitivity"
 WINDOWS_TOGETHER = 2

@@ -24,7 +24,7 @@ from tasks.quantize.pairing import check_source
 from tasks.records import ModelRef, TextRef
 
 if TYPE_CHECKING:
-    from tasks.stage import StageSpace
+    from tasks.stage_space import StageSpace
 
 GROUP = "layers"
 

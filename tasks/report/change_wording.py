@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks.records import Difference
+from tasks.quality_records import Difference
 from tasks.report.report_data import Changes, ExportChange
 from tasks.report.wording import join_words, judge, signed
 

@@ -9,9 +9,10 @@ import yaml
 
 from tasks.errors import QualityGateError
 from tasks.evaluate.gate import paired_difference, read_evaluated
-from tasks.records import Difference, EvaluatedModel, RunRecord
+from tasks.quality_records import Difference
 from tasks.report.earlier_nights import format_start
 from tasks.report.report_data import Changes, ExportChange, ValueChange
+from tasks.run_records import EvaluatedModel, RunRecord
 
 if TYPE_CHECKING:
     from infra.storage import Store

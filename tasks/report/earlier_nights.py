@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from tasks.records import EvaluatedModel, RunRecord
 from tasks.report.report_data import EarlierExport
+from tasks.run_records import EvaluatedModel, RunRecord
 
 if TYPE_CHECKING:
     from infra.storage import Store

@@ -8,13 +8,13 @@ import yaml
 
 from tasks.evaluate.gate import paired_difference, read_evaluated
 from tasks.recipe import Recipe
-from tasks.records import EvaluatedModel, ExportResult, RunRecord
 from tasks.report.changes import find_changes
 from tasks.report.earlier_nights import format_start, list_exports, read_earlier
 from tasks.report.looks import read_looks
 from tasks.report.report_data import Comparison, ExportOutcome, ModelRow, ReportData
 from tasks.report.stage_evidence import loss_curve, pruning_evidence
 from tasks.report.wording import describe_export, nats_unit
+from tasks.run_records import EvaluatedModel, ExportResult, RunRecord
 
 if TYPE_CHECKING:
     from infra.storage import Store

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks.records import GateCheck
+from tasks.quality_records import GateCheck
 from tasks.report.svg import Box, line, linear, rect, svg
 from tasks.report.wording import signed
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from infra.storage import localize
 from tasks.evaluate.sampled import RankedToken, Samples
 from tasks.models.components import NAMES, Component
-from tasks.records import DataRef, RunRecord
+from tasks.records import DataRef
 from tasks.report.report_data import ModelLook
+from tasks.run_records import RunRecord
 
 if TYPE_CHECKING:
     from infra.storage import Store

@@ -8,17 +8,9 @@ from pydantic import Field
 
 from tasks.evaluate.sampled import Samples
 from tasks.models.components import Component
-from tasks.records import (
-    ArtifactRef,
-    CorpusResult,
-    Cost,
-    Difference,
-    GateReport,
-    Latency,
-    Record,
-    StageResult,
-    TaskScore,
-)
+from tasks.quality_records import Difference, GateReport, Latency, TaskScore
+from tasks.records import ArtifactRef, Record
+from tasks.run_records import CorpusResult, Cost, StageResult
 
 
 class ModelRow(Record):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from tasks.records import EvaluatedModel, StageResult
 from tasks.report.report_data import LossCurve, PruningEvidence, PruningRound
+from tasks.run_records import EvaluatedModel, StageResult
 
 if TYPE_CHECKING:
     from infra.storage import Store

@@ -6,7 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from tasks.records import CorpusRef, CorpusStep, Cost, Difference, GateCheck, StageResult
+from tasks.quality_records import Difference, GateCheck
+from tasks.records import CorpusRef
+from tasks.run_records import CorpusStep, Cost, StageResult
 
 MINUS = "\N{MINUS SIGN}"
 

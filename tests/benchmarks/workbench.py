@@ -16,7 +16,7 @@ from tasks.corpus.rows import read_rows
 from tasks.corpus.text import tokenize_file
 from tasks.models.checkpoint import load_model, load_tokenizer
 from tasks.prune.loss import measure_loss
-from tasks.stage import StageSpace
+from tasks.stage_space import StageSpace
 from tests.benchmarks.subjects import WINDOW, Subject
 
 NUM_PARTS = 3

@@ -22,7 +22,7 @@ from tasks.publish.channels import promote, read_history, read_newest, rollback
 from tasks.publish.garbage import Garbage, Keep, delete_garbage, find_garbage
 from tasks.publish.manifest import Manifest, read_manifest
 from tasks.publish.pulling import pull
-from tasks.records import RunRecord, StageResult
+from tasks.run_records import RunRecord, StageResult
 from tests.conformance.moto_server import running_moto
 from tests.conformance.test_stores import empty_bucket_store
 from tests.unit.artifact_factory import store_artifact, write_files

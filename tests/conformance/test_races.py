@@ -16,7 +16,8 @@ from tasks.publish.garbage import Keep, delete_garbage, find_garbage
 from tasks.publish.manifest import Manifest
 from tasks.publish.publishing import advance_channel
 from tasks.publish.pulling import pull
-from tasks.records import ArtifactRef, GateReport
+from tasks.quality_records import GateReport
+from tasks.records import ArtifactRef
 from tests.conformance.moto_server import running_moto
 from tests.conformance.test_stores import empty_bucket_store
 from tests.unit.artifact_factory import passed_gate, store_artifact, write_files

@@ -16,7 +16,7 @@ from infra.storage import open_store
 from tasks.distill_options import DistillOptions
 from tasks.models.checkpoint import describe_model
 from tasks.records import CorpusRef, ModelRef
-from tasks.stage import StageSpace
+from tasks.stage_space import StageSpace
 
 PREFIX = "stages/distill/key"
 LOSSES = [

@@ -16,7 +16,7 @@ from tasks.models.checkpoint import describe_model
 from tasks.prune.pruning import prune
 from tasks.prune_options import PruneOptions
 from tasks.records import ModelRef, TextRef
-from tasks.stage import Executor
+from tasks.stage_space import Executor
 from tests.unit.stage_space import make_space
 
 PREFIX = "stages/prune/key"

@@ -20,7 +20,7 @@ from tasks.quantize import quantization
 from tasks.quantize.block_work import BlockWork
 from tasks.quantize.calibration import Prefix
 from tasks.records import ModelRef, TextRef
-from tasks.stage import Executor
+from tasks.stage_space import Executor
 from tests.unit.stage_space import make_space
 
 PREFIX = "stages/quantize/key"

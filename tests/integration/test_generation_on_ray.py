@@ -12,7 +12,7 @@ from tasks.corpus.context import CorpusContext
 from tasks.corpus.generation import Prompt, generate
 from tasks.corpus.generators import endpoint
 from tasks.corpus.generators.teacher import load_writer
-from tasks.stage import Executor
+from tasks.stage_space import Executor
 from tests.unit.completion_server import Fault, Request, running_server
 from tests.unit.stage_space import make_space
 

@@ -14,7 +14,7 @@ from infra.ray_cluster import RayExecutor
 from infra.storage import FileStore, Store
 from tasks.digests import list_files
 from tasks.report.stage_evidence import describe_pruning
-from tasks.stage import Executor
+from tasks.stage_space import Executor
 from tests.integration.prune_run import NUM_UNITS, PREFIX, Pruned, run_stage
 
 pytestmark = pytest.mark.usefixtures("one_thread")

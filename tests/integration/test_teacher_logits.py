@@ -22,7 +22,7 @@ from tasks.distill.teacher_logits.storing import store_teacher_logits
 from tasks.distill.training import train_on_rank
 from tasks.models.checkpoint import describe_model, load_tokenizer
 from tasks.records import CorpusRef, ModelRef, TeacherLogitsRef
-from tasks.stage import StageSpace
+from tasks.stage_space import StageSpace
 from tests.integration.distill_driver import PREFIX, make_options
 from tests.unit.stage_space import make_space
 

@@ -9,8 +9,9 @@ from tasks.publish.channels import append_entry, read_newest
 from tasks.publish.load_check import LoadEvidence
 from tasks.publish.manifest import Manifest, make_manifest
 from tasks.publish.provenance import Provenance, gather_provenance
+from tasks.quality_records import GateReport, Metrics
 from tasks.recipe import Recipe
-from tasks.records import GateReport, Metrics, ModelRef
+from tasks.records import ModelRef
 
 CREATED = "2026-11-20T02:10:00+00:00"
 

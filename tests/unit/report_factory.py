@@ -5,21 +5,8 @@ import random
 
 from tasks.evaluate.sampled import Continuation, NextTokens, RankedToken, Samples
 from tasks.models.components import Component
-from tasks.records import (
-    ArtifactRef,
-    CorpusRef,
-    CorpusResult,
-    CorpusStep,
-    Cost,
-    Difference,
-    GateCheck,
-    GateReport,
-    Latency,
-    LatencyRow,
-    PublishedCorpus,
-    StageResult,
-    TaskScore,
-)
+from tasks.quality_records import Difference, GateCheck, GateReport, Latency, LatencyRow, TaskScore
+from tasks.records import ArtifactRef, CorpusRef
 from tasks.report.report_data import (
     Changes,
     Comparison,
@@ -34,6 +21,7 @@ from tasks.report.report_data import (
     ReportData,
     ValueChange,
 )
+from tasks.run_records import CorpusResult, CorpusStep, Cost, PublishedCorpus, StageResult
 
 TEACHER_NATS, TEACHER_BYTES = 3.243, 5_773_824
 PROTOCOL = "windows of 256, stride 256, documents joined with BOS, float32 on cpu"

@@ -8,7 +8,7 @@ from typing import Any
 from tasks.corpus.context import CorpusContext
 from tasks.corpus.generation import Completion, Generator, Prompt
 from tasks.corpus_options import Task
-from tasks.stage import Executor
+from tasks.stage_space import Executor
 from tests.unit.stage_space import make_space
 
 FILMS = Task(

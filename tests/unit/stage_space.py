@@ -4,7 +4,7 @@ from pathlib import Path
 
 from infra.local_executor import LocalExecutor
 from infra.storage import FileStore, Store
-from tasks.stage import Executor, Progress, StageSpace
+from tasks.stage_space import Executor, Progress, StageSpace
 
 
 def make_space(

@@ -21,12 +21,12 @@ from tasks.corpus.sources.teacher_samples import split_at
 from tasks.corpus.task_text import tokenize
 from tasks.corpus.text import Document, calibration_windows, tokenize_row
 from tasks.corpus_options import Task
+from tasks.corpus_stages import source_stage
 from tasks.errors import CorpusError
 from tasks.inputs import find_inputs
 from tasks.recipe_file import load_recipe
 from tasks.records import CorpusRef
 from tasks.stage import Stage, run_stage
-from tasks.stages import source_stage
 
 
 class Built(NamedTuple):

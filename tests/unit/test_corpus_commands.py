@@ -33,9 +33,9 @@ from tasks.publish.pulling import pull
 from tasks.publish.references import show
 from tasks.recipe import Recipe
 from tasks.recipe_file import load_recipe
-from tasks.records import CorpusResult, PublishedCorpus, RunRecord, StageResult
 from tasks.report.gathering import gather_report
 from tasks.report.report import write_report
+from tasks.run_records import CorpusResult, PublishedCorpus, RunRecord, StageResult
 from tasks.stage import Stage, run_stage
 
 NIGHTPRESS = str(Path(sys.executable).with_name("nightpress"))

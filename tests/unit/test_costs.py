@@ -6,7 +6,7 @@ import pytest
 
 from flows.costs import cost_of, cost_of_night
 from tasks.recipe_file import load_recipe
-from tasks.records import Effort, Fanout, StageResult
+from tasks.run_records import Effort, Fanout, StageResult
 
 EFFORT = Effort(
     num_workers=4,

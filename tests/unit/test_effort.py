@@ -8,7 +8,7 @@ import pytest
 
 from infra.energy import Reading
 from tasks.effort import Tally
-from tasks.stage import StageSpace
+from tasks.stage_space import StageSpace
 from tests.unit.stage_space import make_space
 
 

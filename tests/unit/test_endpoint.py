@@ -17,10 +17,10 @@ from tasks.corpus.decoding import Writer
 from tasks.corpus.generation import Prompt, generate
 from tasks.corpus.generators import endpoint
 from tasks.corpus.generators.teacher import load_writer, write
+from tasks.corpus_stages import source_stage
 from tasks.errors import ClusterError
 from tasks.inputs import find_inputs
 from tasks.recipe_file import load_recipe
-from tasks.stages import source_stage
 from tests.unit.completion_server import CompletionServer, Fault, Request, running_server
 from tests.unit.stage_space import make_space
 

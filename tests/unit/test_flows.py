@@ -8,10 +8,11 @@ import pytest
 from flows.planning import make_plan, weight_bytes
 from flows.progress import LineReporter
 from infra.storage import open_store
+from tasks.corpus_stages import source_stage
 from tasks.inputs import find_inputs
 from tasks.models.checkpoint import describe_model
 from tasks.recipe_file import load_recipe
-from tasks.stages import distill_stage, from_scratch, source_stage
+from tasks.stages import distill_stage, from_scratch
 
 
 def test_a_plan_of_an_empty_store_computes_everything(recipe_file: Path, tmp_path: Path) -> None:

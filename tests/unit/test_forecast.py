@@ -14,7 +14,7 @@ from flows.planning import PlannedStage, check_room, make_plan
 from infra.storage import open_store
 from tasks.inputs import find_inputs
 from tasks.recipe_file import load_recipe
-from tasks.records import Effort, Fanout, RunRecord
+from tasks.run_records import Effort, Fanout, RunRecord
 
 XEON, H100 = "Intel(R) Xeon(R) Processor", "NVIDIA H100 80GB HBM3"
 

@@ -19,7 +19,8 @@ from tasks.evaluate.gate import (
     read_evaluated,
 )
 from tasks.gate_options import ChampionGate, Gate, TeacherGate
-from tasks.records import Metrics, ModelRef
+from tasks.quality_records import Metrics
+from tasks.records import ModelRef
 
 NUM_DOCUMENTS = 174
 

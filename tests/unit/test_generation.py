@@ -13,7 +13,7 @@ from tasks.corpus.sources import answers, continuations, rewrites
 from tasks.errors import CorpusError
 from tasks.models.checkpoint import describe_model
 from tasks.records import RowsRef, TextRef
-from tasks.stage import StageSpace
+from tasks.stage_space import StageSpace
 from tests.unit.scripted_generator import FILMS, open_context, write_seeds
 from tests.unit.stage_space import make_space
 

@@ -31,7 +31,7 @@ from tasks.publish.pulling import pull
 from tasks.publish.references import show
 from tasks.publish.run_history import read_runs
 from tasks.publish.signing import describe_signature
-from tasks.records import RunRecord
+from tasks.run_records import RunRecord
 from tests.unit.artifact_factory import store_artifact, write_files
 
 ENTRY = "channels/tiny/int4/nightly/99999998.json"

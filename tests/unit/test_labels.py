@@ -24,7 +24,7 @@ from tasks.errors import CorpusError
 from tasks.models.checkpoint import load_model
 from tasks.models.teacher import find_model
 from tasks.recipe_parts import NamedModel
-from tasks.stage import StageSpace
+from tasks.stage_space import StageSpace
 
 TASK = Task(instruction="Judge.", kind="classification", labels=["bad", "good"])
 

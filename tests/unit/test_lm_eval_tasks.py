@@ -17,7 +17,7 @@ from tasks.evaluate.task_files import check_task_files
 from tasks.evaluation_options import LmEvalTask
 from tasks.inputs import find_data, find_text
 from tasks.models.checkpoint import describe_model, load_model
-from tasks.records import Metrics
+from tasks.quality_records import Metrics
 from tasks.stage import Stage, run_stage
 
 pytest.importorskip("lm_eval")

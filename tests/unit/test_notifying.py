@@ -19,12 +19,13 @@ from flows.stopping import DeadlineReached, NightSkipped
 from infra import webhook
 from infra.settings import read_settings
 from infra.storage import open_store
+from tasks.corpus_stages import source_stage
 from tasks.errors import StorageError
 from tasks.inputs import find_inputs
 from tasks.recipe import Recipe
 from tasks.recipe_file import load_recipe
-from tasks.records import EvaluatedModel, ExportResult, ModelRef, RunRecord
-from tasks.stages import source_stage
+from tasks.records import ModelRef
+from tasks.run_records import EvaluatedModel, ExportResult, RunRecord
 from tests.unit.artifact_factory import RECIPE, metrics, passed_gate
 from tests.unit.report_factory import make_gate
 

@@ -15,7 +15,7 @@ from tasks.corpus.text import tokenize_file
 from tasks.evaluate.perplexity import cut_windows
 from tasks.inputs import find_text
 from tasks.models.checkpoint import describe_model, load_model
-from tasks.records import Metrics
+from tasks.quality_records import Metrics
 from tasks.stage import Stage, run_stage
 
 

@@ -5,7 +5,8 @@ import re
 import pytest
 
 from flows.prefect_artifacts import make_artifacts, name_key, show_run
-from tasks.records import ArtifactRef, RunRecord, StageResult
+from tasks.records import ArtifactRef
+from tasks.run_records import RunRecord, StageResult
 from tests.unit.test_notifying import make_record
 
 KEY = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")

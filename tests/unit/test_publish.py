@@ -26,7 +26,9 @@ from tasks.publish.model_card import write_model_card
 from tasks.publish.provenance import find_licence
 from tasks.publish.publishing import Release, advance_channel, publish_export
 from tasks.publish.references import parse_reference, show
-from tasks.records import ArtifactRef, GateCheck, GateReport, StageResult
+from tasks.quality_records import GateCheck, GateReport
+from tasks.records import ArtifactRef
+from tasks.run_records import StageResult
 from tests.unit.artifact_factory import (
     metrics,
     passed_gate,

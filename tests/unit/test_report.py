@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from tasks.models.components import Component
-from tasks.records import Difference, GateCheck
+from tasks.quality_records import Difference, GateCheck
 from tasks.report import wording
 from tasks.report.catalogue import render_catalogue
 from tasks.report.evidence_figures import draw_methods

@@ -10,12 +10,14 @@ from infra.storage import FileStore
 from tasks.evaluate.gate import check_gate, read_evaluated
 from tasks.inputs import Inputs, find_inputs
 from tasks.models.checkpoint import describe_model
+from tasks.quality_records import Metrics
 from tasks.recipe import Recipe
 from tasks.recipe_file import load_recipe
-from tasks.records import EvaluatedModel, ExportResult, Metrics, ModelRef, RunRecord, StageResult
+from tasks.records import ModelRef
 from tasks.report.gathering import gather_report
 from tasks.report.report import write_report
 from tasks.report.report_data import ReportData
+from tasks.run_records import EvaluatedModel, ExportResult, RunRecord, StageResult
 from tasks.stage import Stage, run_stage
 from tasks.stages import evaluate_stage, inspect_stage
 

@@ -9,21 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.storage import FileStore
-from tasks.records import (
-    EvaluatedModel,
-    ExportResult,
-    GateReport,
-    Metrics,
-    ModelRef,
-    RunRecord,
-    StageResult,
-)
+from tasks.quality_records import GateReport, Metrics
+from tasks.records import ModelRef
 from tasks.report.change_wording import summarise
 from tasks.report.changes import find_changes, list_differences
 from tasks.report.earlier_nights import list_exports, read_earlier
 from tasks.report.pareto import find_front, trace_front
 from tasks.report.payback import find_payback
 from tasks.report.svg import Box
+from tasks.run_records import EvaluatedModel, ExportResult, RunRecord, StageResult
 from tests.unit.report_factory import make_changes, make_cost, make_report
 
 RECIPE: dict[str, Any] = {"name": "docs-lm", "seed": 0, "steps": [{"distill": {"num_tokens": 300}}]}

@@ -37,13 +37,13 @@ from tasks.corpus.shards import Rows, list_shards
 from tasks.corpus.sources import data_sets, passages
 from tasks.corpus.words import split_words
 from tasks.corpus_options import Example, Task
+from tasks.corpus_stages import source_stage
 from tasks.digests import digest_file
 from tasks.errors import CorpusError
 from tasks.inputs import find_catalogue, find_inputs
 from tasks.recipe_file import load_recipe
 from tasks.records import RowsRef
 from tasks.stage import run_stage
-from tasks.stages import source_stage
 
 SENTIMENT = Task(
     instruction="Decide whether a movie review's sentiment is positive or negative",

@@ -20,7 +20,7 @@ from tasks.plugins import load_plugin, plugin_constant, plugin_names, resolve_op
 from tasks.quantize.block import Block
 from tasks.quantize.decoder_blocks import find_blocks, linear_weights
 from tasks.recipe_file import load_recipe
-from tasks.stage import StageSpace
+from tasks.stage_space import StageSpace
 from tests.conformance.test_quantize_plugins import OPTIONS
 
 IDS = torch.arange(40).view(2, 20)

@@ -10,7 +10,8 @@ from tasks.evaluate.gate import Evaluated, check_gate
 from tasks.evaluate.items import Items, score_items
 from tasks.evaluate.score_drop import paired_drop
 from tasks.gate_options import ChampionGate, Gate, TeacherGate
-from tasks.records import Metrics, ModelRef, TaskScore
+from tasks.quality_records import Metrics, TaskScore
+from tasks.records import ModelRef
 from tasks.report.wording import describe_check, title_check
 
 NUM_ITEMS = 2000

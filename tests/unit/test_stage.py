@@ -14,7 +14,8 @@ from infra.storage import open_store
 from tasks import stage as stage_module
 from tasks.code_version import code_version, imported_files, module_file
 from tasks.records import TextRef
-from tasks.stage import Stage, StageSpace, clear_scratch, read_completion, run_stage
+from tasks.stage import Stage, clear_scratch, read_completion, run_stage
+from tasks.stage_space import StageSpace
 from tests.unit.stage_space import make_space
 
 CALLS: list[str] = []

@@ -20,7 +20,8 @@ from tasks.evaluate.question_answering import Question, encode
 from tasks.evaluation_options import LabelledTask
 from tasks.inputs import find_labelled
 from tasks.models.checkpoint import describe_model, load_model
-from tasks.records import Metrics, TextRef
+from tasks.quality_records import Metrics
+from tasks.records import TextRef
 from tasks.stage import Stage, run_stage
 
 WINDOW = 24

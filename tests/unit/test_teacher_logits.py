@@ -42,7 +42,7 @@ from tasks.inputs import find_inputs
 from tasks.models.checkpoint import describe_model, load_model, load_tokenizer
 from tasks.recipe_file import load_recipe
 from tasks.records import CorpusRef, ModelRef, TeacherLogitsRef
-from tasks.stage import StageSpace
+from tasks.stage_space import StageSpace
 from tests.unit.stage_space import make_space
 
 NUM_BLOCKS, BLOCK_TOKENS = 7, 16

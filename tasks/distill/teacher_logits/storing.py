@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tasks.stage import StageSpace
+    from tasks.stage_space import StageSpace
 
 SHARD_FLOPS = {"cpu": 2e11, "cuda": 1e15}
 """Of the teacher's forward passes for one shard: about ten seconds of a core or a GPU."""

@@ -37,7 +37,7 @@ from tasks.prune.budgets.sensitivity import Ranked, measure_choice, rank_units, 
 from tasks.prune.shapes.prunable import prove_shape
 
 if TYPE_CHECKING:
-    from tasks.stage import StageSpace
+    from tasks.stage_space import StageSpace
 
 MAX_PROPOSALS = 4
 """Only a time can need more than one: it is predicted, not counted."""

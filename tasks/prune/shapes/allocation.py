@@ -20,7 +20,7 @@ from tasks.prune.budgets.sensitivity import measure_choice
 from tasks.prune.sweep.sweep import Choice
 
 if TYPE_CHECKING:
-    from tasks.stage import StageSpace
+    from tasks.stage_space import StageSpace
 
 PER_SUBLAYER = ("kv_groups", "ffn")
 """Kinds that each sublayer has for itself."""
