@@ -173,7 +173,8 @@ def temporary_file(folder: Path) -> Iterator[Path]:
     try:
         yield path
     except OSError as error:
-        error.filename = error.filename or str(folder)  # a write to a full disk names no file
+        if error.errno:  # a write to a full disk names no file
+            error.filename = error.filename or str(folder)
         raise
     finally:
         path.unlink(missing_ok=True)

@@ -101,8 +101,14 @@ def parse_manifest(data: bytes, origin: str) -> AnyManifest:
         StorageError: it is damaged, hostile, or newer than this reader; `origin` says which.
     """
     document = parse_json(data, origin)
-    if isinstance(document, dict) and document.get("kind") == "dataset":
+    kind = document.get("kind", "model") if isinstance(document, dict) else "model"
+    if kind == "dataset":
         return parse_document(DataManifest, data, DATA_SCHEMA_VERSION, origin)
+    if kind != "model":
+        raise StorageError(
+            f"{origin} is of a kind that this reader does not know, expected model or dataset",
+            "use a newer nightpress",
+        )
     return parse_document(Manifest, data, SCHEMA_VERSION, origin)
 
 

@@ -74,7 +74,7 @@ def test_schemas_are_json(tmp_path: Path) -> None:
     [
         ("evaluation.text=absent.jsonl", "evaluation.text: no file"),
         ("cluster.ray=127.0.0.1:1", "no Ray cluster answers"),
-        ("cluster.gpus_per_worker=1", "no NVIDIA GPU"),
+        ("cluster.gpus_per_worker=1", "2 GPUs are asked for, 0 found"),
         ("steps.1.distill.batch_blocks=7", "batch_blocks must be a multiple"),
         ("publish.store=file:///proc/nowhere", "store"),
         ("exports.0.options={bits: 4, group_size: 48}", "48"),

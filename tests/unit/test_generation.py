@@ -142,6 +142,7 @@ def read_as_stage(space: StageSpace, name: str, teacher: Path, **texts: Path) ->
         "options": {limit: 3, "max_tokens": 8},
         "generator": {"name": "teacher", "options": {"batch_prompts": 2}},
         "task": None,
+        "head": "causal_lm",
         "trust_remote_code": False,
         "seed": 1,
     }

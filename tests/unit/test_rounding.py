@@ -141,8 +141,8 @@ def test_only_the_trained_export_gets_a_training(recipe_file: Path, tmp_path: Pa
     recipe = load_recipe(recipe_file, ["exports.1.train=" + TRAIN])
     store = open_store(f"file://{tmp_path}/store")
     titles = [s.title for s in make_plan(recipe, find_inputs(recipe, store), store).stages]
-    expected = ["quantize int4", "evaluate int4", "train int8", "quantize int8", "evaluate int8"]
-    assert titles[-5:] == expected
+    made = titles[titles.index("quantize int4") : titles.index("evaluate int8")]
+    assert made == ["quantize int4", "evaluate int4", "train int8", "quantize int8"]
     assert recipe.exports[1].train is not None
     assert recipe.exports[1].train.losses[0].options == {"temperature": 2.0}
 
