@@ -43,9 +43,13 @@ class NightSkipped(CompressionError):
 def is_cancellation(error: BaseException | None) -> bool:
     """Whether a signal to stop is at the root of an error, whatever a library has made of it: when
     one comes in the middle of `ray.wait`, Python raises a SystemError from it."""
-    while error is not None and not isinstance(error, KeyboardInterrupt | TerminationSignal):
+    seen: set[int] = set()  # a chain of causes may be a circle
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt | TerminationSignal):
+            return True
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return error is not None
+    return False
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,12 @@ def test_a_signal_is_seen_in_what_a_library_has_made_of_it() -> None:
     assert not is_cancellation(RuntimeError()) and not is_cancellation(None)
 
 
+def test_a_circle_of_causes_ends() -> None:
+    first, second = RuntimeError("refused"), ValueError("asked again")
+    first.__cause__, second.__cause__ = second, first
+    assert not is_cancellation(first)
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> FileStore:
     return FileStore(f"file://{tmp_path}/store")
