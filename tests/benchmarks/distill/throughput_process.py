@@ -138,7 +138,7 @@ def run_rank(
             (StudentLoss, "over_whole_logits", "loss"),
             (training, "train_step", "step"),
             (training, "batch_rows", "data"),
-            (training, "next_tokens", "data"),
+            (training, "read_examples", "data"),
             (training, "save_checkpoint", "checkpoint"),
             (training, "store_student", "export"),
             *((dist, name, "communication") for name in COLLECTIVES),
