@@ -7,7 +7,6 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +22,10 @@ from tasks.publish.garbage import Garbage, Keep, delete_garbage, find_garbage
 from tasks.publish.manifest import Manifest, read_manifest
 from tasks.publish.pulling import pull
 from tasks.run_records import RunRecord, StageResult
-from tests.conformance.moto_server import running_moto
-from tests.conformance.test_stores import empty_bucket_store
 from tests.unit.artifact_factory import store_artifact, write_files
 
 DAY = 86400.0
 KEY = "ab" * 32
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[dict[str, str]]:
-    with running_moto() as environment:
-        yield environment
-
-
-@pytest.fixture(params=["folder", "moto"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """An empty store."""
-    if request.param == "folder":
-        return FileStore(f"file://{tmp_path / 'store'}")
-    return empty_bucket_store(request.getfixturevalue("moto"), tmp_path, monkeypatch)
 
 
 def collect(store: Store, days: float, **keep: Any) -> Garbage:

@@ -1,7 +1,7 @@
 """Who writes at the same moment, on a folder and on a simulated S3: one wins, and all know it."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from infra.lease import Lease, LeaseHeldError, read_holder, take_lease
-from infra.storage import FileStore, Store
+from infra.storage import Store
 from tasks.errors import StorageError
 from tasks.publish.channels import promote, read_history, read_newest, rollback
 from tasks.publish.garbage import Keep, delete_garbage, find_garbage
@@ -18,26 +18,10 @@ from tasks.publish.publishing import advance_channel
 from tasks.publish.pulling import pull
 from tasks.quality_records import GateReport
 from tasks.records import ArtifactRef
-from tests.conformance.moto_server import running_moto
-from tests.conformance.test_stores import empty_bucket_store
 from tests.unit.artifact_factory import passed_gate, store_artifact, write_files
 
 NUM_STARTERS = 36
 NUM_PUBLISHERS = 5
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[dict[str, str]]:
-    with running_moto() as environment:
-        yield environment
-
-
-@pytest.fixture(params=["folder", "moto"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """An empty store."""
-    if request.param == "folder":
-        return FileStore(f"file://{tmp_path / 'store'}")
-    return empty_bucket_store(request.getfixturevalue("moto"), tmp_path, monkeypatch)
 
 
 @pytest.fixture

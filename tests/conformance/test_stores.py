@@ -4,7 +4,6 @@ import hashlib
 import pickle
 import time
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,11 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infra import s3_store, s3_transfer
-from infra.storage import FileStore, S3Store, Store, localize, open_store, put_folder
+from infra.storage import Store, localize, open_store, put_folder
 from infra.store_check import check_store
-from tests.conformance.moto_server import running_moto
 
-BUCKET = "nightpress-tests"
 KEYS = [
     "plain",
     "with space",
@@ -28,35 +25,6 @@ KEYS = [
     "q'\"*",
     "x?versionId=1",
 ]
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[dict[str, str]]:
-    with running_moto() as environment:
-        yield environment
-
-
-@pytest.fixture(params=["folder", "moto"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """An empty store."""
-    if request.param == "folder":
-        return FileStore(f"file://{tmp_path / 'store'}")
-    return empty_bucket_store(request.getfixturevalue("moto"), tmp_path, monkeypatch)
-
-
-def empty_bucket_store(
-    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> S3Store:
-    """A store under a fresh prefix of the tests' bucket, on the server of this environment."""
-    monkeypatch.delenv("AWS_PROFILE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    store = S3Store(f"s3://{BUCKET}/{uuid.uuid4().hex}", tmp_path / "cache")
-    names = [bucket["Name"] for bucket in store.fs.call_s3("list_buckets")["Buckets"]]
-    if BUCKET not in names:
-        store.fs.call_s3("create_bucket", Bucket=BUCKET)
-    return store
 
 
 def test_write_replaces_and_read_returns(store: Store) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from infra.storage import S3Store
+from tests.conformance.empty_bucket import empty_bucket_store
 from tests.conformance.test_races import *  # noqa: F403
-from tests.conformance.test_stores import empty_bucket_store
 from tests.integration.swift_server import Swift
 
 pytestmark = pytest.mark.integration

@@ -12,8 +12,8 @@ import pytest
 
 from infra.storage import S3Store
 from infra.store_check import check_store
+from tests.conformance.empty_bucket import empty_bucket_store
 from tests.conformance.test_stores import *  # noqa: F403
-from tests.conformance.test_stores import empty_bucket_store
 from tests.integration.swift_server import Swift
 
 pytestmark = pytest.mark.integration

@@ -12,8 +12,8 @@ from tasks.publish.listing import INDEX, list_artifacts, read_index
 from tasks.publish.pulling import pull
 from tasks.publish.references import show
 from tasks.report.catalogue import write_catalogue
+from tests.conformance.empty_bucket import empty_bucket_store
 from tests.conformance.moto_server import running_moto
-from tests.conformance.test_stores import empty_bucket_store
 from tests.unit.artifact_factory import store_artifact, write_files
 from tests.unit.faulty_relay import Request, running_relay
 
