@@ -22,7 +22,7 @@ from tests.integration.prefect_client import (
     wait_for_state,
 )
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 FREE_WITHIN_S = 30
 BEGINS_WITHIN_S = 420
@@ -124,9 +124,9 @@ def wait_for(reached: Callable[[], object], within_s: float) -> float:
     ("started", "work"),
     [
         pytest.param(deployed, "training", id="deploy-training"),
-        pytest.param(deployed, "sweep", id="deploy-sweep", marks=pytest.mark.slow),
-        pytest.param(served, "training", id="serve-training", marks=pytest.mark.slow),
-        pytest.param(served, "sweep", id="serve-sweep", marks=pytest.mark.slow),
+        pytest.param(deployed, "sweep", id="deploy-sweep"),
+        pytest.param(served, "training", id="serve-training"),
+        pytest.param(served, "sweep", id="serve-sweep"),
     ],
 )
 def test_who_cancels_a_night_has_its_workers_back(

@@ -9,7 +9,7 @@ from tests.integration.faults.ledger import Ledger, Row
 from tests.integration.faults.scene import Scene, Undisturbed, wait_for, what_is_said
 from tests.integration.swift_server import Swift
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 NEW_SECRET = "rotated"
 
