@@ -84,6 +84,12 @@ def compress(
         stored: TeacherLogitsRef = complete(f"teacher logits for {title}", stage, TeacherLogitsRef)
         return stored
 
+    def train(title: str, options: DistillOptions, incoming: ModelRef) -> ModelRef:
+        stored = store_teacher(title, options)
+        stage = distill_stage(recipe, options, teacher, incoming, corpus, stored)
+        student: ModelRef = complete(title, stage, ModelRef)
+        return student
+
     teacher = model = evaluate("teacher", "teacher", None, inputs.teacher)
     corpus = make_corpus(recipe, inputs, teacher, complete)
     for number, step in enumerate(recipe.steps, start=1):
@@ -93,26 +99,17 @@ def compress(
             model = evaluate(title, "prune", title, complete(title, stage, ModelRef))
         if step.distill:
             # Trainings first, then evaluations: the workers change hands once.
-            title = f"{number} distill"
+            title, scratch = f"{number} distill", f"{number} from scratch"
             incoming = inputs.students.get(step.distill.student, model)
-            trained: dict[str, tuple[ModelKind, DistillOptions]] = {
-                title: ("distill", step.distill)
-            }
+            student = train(title, step.distill, incoming)
             if "from_scratch" in recipe.comparisons:
-                trained[f"{number} from scratch"] = ("comparison", from_scratch(step.distill))
-            students = {
-                name: complete(
-                    name,
-                    distill_stage(
-                        recipe, options, teacher, incoming, corpus, store_teacher(name, options)
-                    ),
-                    ModelRef,
-                )
-                for name, (_, options) in trained.items()
-            }
-            for name, (kind, _) in trained.items():
-                evaluate(name, kind, name, students[name])
-            model = students[title]
+                # In the student's own shape, which an initializer may have chosen.
+                kept = step.distill.initializer.name == "incoming"
+                shape = incoming if kept else student
+                compared = train(scratch, from_scratch(step.distill), shape)
+            model = evaluate(title, "distill", title, student)
+            if "from_scratch" in recipe.comparisons:
+                evaluate(scratch, "comparison", scratch, compared)
     for export in recipe.exports:
         incoming = model
         if export.train:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from flows.compress_model import compress
 from flows.planning import make_plan, weight_bytes
 from flows.progress import LineReporter
 from infra.storage import open_store
@@ -12,6 +14,8 @@ from tasks.corpus_stages import source_stage
 from tasks.inputs import find_inputs
 from tasks.models.checkpoint import describe_model
 from tasks.recipe_file import load_recipe
+from tasks.records import ModelRef
+from tasks.stage import Stage
 from tasks.stages import distill_stage, from_scratch
 
 
@@ -72,6 +76,27 @@ def test_training_from_scratch_needs_no_teacher_and_changes_nothing_else(
     assert alone.initializer.name == "fresh"
     changed = {"losses", "initializer"}
     assert alone.model_dump(exclude=changed) == step.model_dump(exclude=changed)
+
+
+@pytest.mark.parametrize(
+    ("initializer", "shape_of"), [("incoming", "1 prune"), ("first_layers", "2 distill")]
+)
+def test_training_from_scratch_begins_in_the_students_own_shape(
+    initializer: str, shape_of: str, recipe_file: Path, tmp_path: Path
+) -> None:
+    recipe = load_recipe(recipe_file, [f"steps.1.distill.initializer={{name: {initializer}}}"])
+    inputs = find_inputs(recipe, open_store(f"file://{tmp_path}/store"))
+    stages: dict[str, Stage] = {}
+
+    def complete(title: str, stage: Stage, record_type: type[Any]) -> Any:
+        stages[title] = stage
+        if record_type is ModelRef:
+            return inputs.teacher.model_copy(update={"digest": title})
+        return record_type.model_construct(digest=title)
+
+    compress(recipe, inputs, complete, [])
+    assert stages["2 distill"].inputs["student"].digest == "1 prune"
+    assert stages["2 from scratch"].inputs["student"].digest == shape_of
 
 
 def test_what_lies_beside_a_model_changes_no_digest(make_llama: Callable[..., Path]) -> None:
