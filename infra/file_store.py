@@ -1,6 +1,7 @@
 """A store in a folder: temporary file, fsync, then rename (replace) or link (create-only)."""
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -89,11 +90,14 @@ class FileStore:
     def put_file(self, local: Path, key: str) -> None:
         self._replace(key, lambda part: shutil.copyfile(local, part))
 
-    def get_file(self, key: str, local: Path) -> None:
+    def get_file(self, key: str, local: Path) -> str:
         with temporary_file(local.parent) as part:
             with self._missing(key):
                 shutil.copyfile(self._regular(key), part)
+            with part.open("rb") as written:
+                digest = hashlib.file_digest(written, "sha256").hexdigest()
             part.replace(local)
+        return digest
 
     def delete(self, key: str) -> None:
         with suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):

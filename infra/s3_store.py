@@ -143,10 +143,10 @@ class S3Store:
         with os_errors(f"{self.uri}/{key}"):
             upload(self.fs, local, **name)
 
-    def get_file(self, key: str, local: Path) -> None:
+    def get_file(self, key: str, local: Path) -> str:
         name = self._name(key)
         with os_errors(f"{self.uri}/{key}"):
-            download(self.fs, local, self.attempts, **name)
+            return download(self.fs, local, self.attempts, **name)
 
     def delete(self, key: str) -> None:
         name = self._name(key)

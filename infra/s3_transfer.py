@@ -6,6 +6,7 @@ a range that breaks off nor notices that the object was replaced between two ran
 """
 
 import errno
+import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -61,8 +62,10 @@ def upload(filesystem: Any, local: Path, **name: str) -> None:
             raise
 
 
-def download(filesystem: Any, local: Path, attempts: int, **name: str) -> None:
+def download(filesystem: Any, local: Path, attempts: int, **name: str) -> str:
     """Fetch one version of an object into a temporary file, renamed when all of it is there.
+
+    Parts are hashed in their order while later ones are still on their way.
 
     Args:
         name: Bucket and Key.
@@ -70,6 +73,9 @@ def download(filesystem: Any, local: Path, attempts: int, **name: str) -> None:
     Raises:
         ClientError, BotoCoreError: as `fetch`; the object was replaced meanwhile.
         OSError: the local file cannot be written, or the server sent another range.
+
+    Returns:
+        The sha256 of what was written, in hex.
     """
     head = request(filesystem, "head_object", **name)
     size = head["ContentLength"]
@@ -86,6 +92,9 @@ def download(filesystem: Any, local: Path, attempts: int, **name: str) -> None:
                 file.seek(start)
                 file.write(data)
 
-        with ThreadPoolExecutor(NUM_THREADS) as pool:
-            list(pool.map(receive, range(0, size, PART_BYTES)))
+        digest = hashlib.sha256()
+        with ThreadPoolExecutor(NUM_THREADS) as pool, part.open("rb") as written:
+            for _ in pool.map(receive, range(0, size, PART_BYTES)):
+                digest.update(written.read(PART_BYTES))
         part.replace(local)
+    return digest.hexdigest()

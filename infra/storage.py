@@ -73,8 +73,9 @@ class Store(Protocol):
     def put_file(self, local: Path, key: str) -> None:
         """Write a file of any size; until its last byte is there, the object is the old one."""
 
-    def get_file(self, key: str, local: Path) -> None:
-        """Write an object to a local path, which holds all of it or what it held before."""
+    def get_file(self, key: str, local: Path) -> str:
+        """Write an object to a local path, which holds all of it or what it held before; return
+        the sha256 of what was written, in hex."""
 
     def delete(self, key: str) -> None:
         """Delete an object, if it is there."""

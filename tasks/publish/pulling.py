@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.file_store import sync, temporary_file
-from tasks.digests import digest_file
 from tasks.errors import StorageError
 from tasks.publish.artifact import MANIFEST_NAME, FileEntry
 from tasks.publish.destination import (
@@ -160,8 +159,7 @@ def download(
 def fetch_file(store: Store, key: str, target: Path, entry: FileEntry) -> None:
     """Raises: StorageError: the object has other bytes than were published."""
     with temporary_file(target.parent) as part:
-        store.get_file(key, part)
-        num_bytes, digest = part.stat().st_size, digest_file(part)
+        digest, num_bytes = store.get_file(key, part), part.stat().st_size
         if (num_bytes, digest) != (entry.bytes, entry.sha256):
             raise StorageError(
                 f"{store.uri}/{key}: expected {entry.bytes:,} bytes with sha256 "

@@ -80,7 +80,8 @@ def test_any_key_comes_back_as_it_was(store: Store, key: str, tmp_path: Path) ->
     assert store.list("keys/") == [f"keys/{key}"]
     assert store.list(f"keys/{key}") == [f"keys/{key}"]
     assert (store.local_folder("keys") / key).read_bytes() == key.encode()
-    store.get_file(f"keys/{key}", tmp_path / "copy")
+    digest = store.get_file(f"keys/{key}", tmp_path / "copy")
+    assert digest == hashlib.sha256(key.encode()).hexdigest()
     store.put_file(tmp_path / "copy", f"copies/{key}")
     assert store.sizes("copies") == {f"copies/{key}": len(key.encode())}
     store.delete(f"keys/{key}")
@@ -162,7 +163,8 @@ def test_a_large_file_goes_and_comes_in_parts(
     (tmp_path / "large").write_bytes(data)
     store.put_file(tmp_path / "large", "models/large file")
     assert store.sizes("models") == {"models/large file": len(data)}
-    store.get_file("models/large file", tmp_path / "new folder" / "copy")
+    digest = store.get_file("models/large file", tmp_path / "new folder" / "copy")
+    assert digest == hashlib.sha256(data).hexdigest()
     assert (tmp_path / "new folder" / "copy").read_bytes() == data
     assert store.read("models/large file") == data
     assert store.clear_uploads(older_than_s=-60) == 0

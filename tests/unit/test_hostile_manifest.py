@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from infra.lease import Holder, read_holder
 from infra.storage import FileStore
 from tasks.corpus.retrieval.catalogue import DataSet, read_catalogue
-from tasks.digests import digest_files, list_files
+from tasks.digests import digest_file, digest_files, list_files
 from tasks.errors import StorageError
 from tasks.publish import documents
 from tasks.publish.artifact import MANIFEST_NAME
@@ -308,11 +308,12 @@ def test_an_outage_keeps_what_had_come(
 ) -> None:
     fetched: list[str] = []
 
-    def get_file(key: str, local: Path) -> None:
+    def get_file(key: str, local: Path) -> str:
         if len(fetched) == 2:
             raise TimeoutError("the line is cut")
         fetched.append(key)
         shutil.copyfile(store.root / key, local)
+        return digest_file(local)
 
     monkeypatch.setattr(store, "get_file", get_file)
     with pytest.raises(StorageError, match="the line is cut\n  the same command goes on"):
