@@ -64,6 +64,8 @@ def parse_yaml(text: str, origin: str, max_nodes: int = MAX_NODES) -> Any:
         raise ValueError(f"{origin}: {too_deep()}") from None
     except (ValueError, OverflowError) as error:  # the 31st of February, too
         raise ValueError(f"{origin}: {error}") from None
+    except (LookupError, AttributeError, TypeError):  # what PyYAML makes of `!!timestamp x`
+        raise ValueError(f"{origin}: a value does not fit its tag, such as !!bool") from None
 
 
 class Extent(NamedTuple):
