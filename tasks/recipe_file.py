@@ -40,6 +40,9 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         raise ValueError(describe(error, path)) from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        said = f"{SHORT.repr(error.filename)}: {error.strerror}"
+        raise ValueError(f"{path}: a path in it cannot be looked at, {said}") from None
 
 
 def set_value(raw: dict[str, Any], override: str) -> None:

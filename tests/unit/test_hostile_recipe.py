@@ -160,6 +160,11 @@ def test_any_bytes(data: bytes) -> None:
     assert isinstance(read(data), str)
 
 
+def test_a_path_too_long_is_told() -> None:
+    said = read(yaml.safe_dump(GOOD | {"teacher": {"model": "x" * 5000}}).encode())
+    assert isinstance(said, str) and "cannot be looked at" in said and len(said) < 1000
+
+
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30)
 )
