@@ -14,6 +14,8 @@ from tasks.safe_yaml import parse_yaml, read_yaml
 
 MAX_LINES = 20
 """Of what is wrong, one line for each."""
+MAX_CHARACTERS = 10_000
+"""Of a message, whatever it quotes."""
 SHORT = Repr()
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 120
 
@@ -39,7 +41,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     except ValidationError as error:
         raise ValueError(describe(error, path)) from None
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {str(error)[:MAX_CHARACTERS]}") from None
     except OSError as error:  # a name that is too long, a folder that may not be entered
         said = f"{SHORT.repr(error.filename)}: {error.strerror}"
         raise ValueError(f"{path}: a path in it cannot be looked at, {said}") from None

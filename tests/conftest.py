@@ -1,11 +1,17 @@
 """Fixtures for all tests: tiny random models with a real tokenizer, and text for them."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("steady", derandomize=True)
+if not os.environ.get("NIGHTPRESS_NEW_EXAMPLES"):
+    settings.load_profile("steady")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
