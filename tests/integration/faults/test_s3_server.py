@@ -13,7 +13,7 @@ from tests.integration.faults.scene import Scene, Undisturbed, wait_for, what_is
 from tests.integration.swift_server import Swift
 from tests.unit.faulty_relay import Request, running_relay
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 OUTAGE_S = 5.0
 MOMENTS = {
@@ -87,7 +87,6 @@ def test_a_server_that_comes_back_costs_seconds(
     )
 
 
-@pytest.mark.slow
 def test_a_server_that_stays_away_ends_the_night_and_the_next_one_goes_on(
     begin: Callable[..., tuple[Scene, Outages]], own_swift: Swift, ledger: Ledger
 ) -> None:

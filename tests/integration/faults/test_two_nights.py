@@ -8,7 +8,7 @@ import pytest
 from tests.integration.faults.ledger import Ledger, Row
 from tests.integration.faults.scene import Scene, Undisturbed, wait_for, what_is_said
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
 def test_a_second_night_is_skipped_or_waits(
