@@ -26,7 +26,7 @@ demo: setup configs/demo/text/heldout.jsonl ## Run configs/quickstart.yaml from 
 
 test: setup configs/demo/text/heldout.jsonl ## Run all tests that this machine can run
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile tests/unit tests/conformance tests/gpu
-	$(BIN)/python -m pytest tests/integration tests/browser
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/integration tests/browser
 
 integration: setup configs/demo/text/heldout.jsonl ## Run the tests against real Ray, Prefect, DeepSpeed and S3 only, the slow ones too
 	$(BIN)/python -m pytest -m integration --slow
