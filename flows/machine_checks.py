@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from infra.clock_check import judge_clock
 from infra.findings import Finding
 from infra.free_memory import available_bytes
-from infra.gpu_check import check_gpus, list_gpus
-from infra.ray_cluster import check_address
+from infra.gpu_check import check_gpus
+from infra.gpus import list_gpus
+from infra.ray_session import check_address, effective_address
 from infra.ray_survey import Node, survey_cluster
 from infra.storage import FileStore, Store
 from infra.store_check import first_existing
@@ -34,17 +35,13 @@ LOGIT_BYTES = 100
 """Per token of a teacher whose distributions are stored; measured, for 64 entries at most."""
 
 
-def find_address(recipe: Recipe) -> str:
-    return os.environ.get("RAY_ADDRESS", recipe.cluster.ray)
-
-
 def check_cluster(recipe: Recipe) -> list[Finding]:
     """Hold the recipe's workers against this machine, or against each node of its cluster.
 
     Raises:
         ValueError: the cluster is not there, or does not let us in.
     """
-    address = find_address(recipe)
+    address = effective_address(recipe.cluster.ray)
     check_address(address)
     if address != "local":
         try:
@@ -123,11 +120,12 @@ def check_memory(recipe: Recipe, plan: Plan) -> Finding:
     if not known:
         return Finding("ok", "memory", "nothing to compute that arithmetic can foretell")
     needed, _, stage = max(known, key=lambda entry: entry[0])
-    if recipe.cluster.gpus_per_worker or find_address(recipe) != "local":
+    is_local = effective_address(recipe.cluster.ray) == "local"
+    if recipe.cluster.gpus_per_worker or not is_local:
         _, per_worker, stage = max(known, key=lambda entry: entry[1])
         said = f"about {per_worker / GIB:.1f} GiB a worker, for {stage.title}"
-        gpus = list_gpus() if find_address(recipe) == "local" else []
-        smallest = min((gpu.total_bytes for gpu in gpus), default=per_worker)
+        sizes = [gpu.total_bytes for gpu in list_gpus() if gpu.total_bytes] if is_local else []
+        smallest = min(sizes, default=per_worker)
         if per_worker > smallest:
             raise ValueError(
                 f"{said}; the smallest GPU has {smallest / GIB:.0f} GiB; use fewer calibration "

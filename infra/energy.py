@@ -8,7 +8,6 @@ neither can be read there is no figure, and whoever wants one has to estimate it
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 import threading
@@ -18,13 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+
+from infra.gpus import Gpu, list_gpus
 
 POWERCAP = Path("/sys/class/powercap")
 SAMPLE_S = 60.0
 """RAPL's counters begin anew after 260 kJ or so: an hour at 70 W, 12 minutes at 360 W."""
-NVML_TEXT_BYTES = 96
-MICROJOULES, MILLIJOULES = 1e-6, 1e-3
+MICROJOULES = 1e-6
 
 
 @dataclass
@@ -45,7 +44,7 @@ def metered() -> Iterator[Reading]:
     reading = Reading()
     began = time.monotonic()
     processor = RaplCounter(find_zones())
-    before = {gpu.uuid: gpu.joules for gpu in read_gpus()}
+    before = {gpu.index: gpu.joules for gpu in list_gpus()}
     try:
         with processor.watched():
             yield reading
@@ -54,9 +53,9 @@ def metered() -> Iterator[Reading]:
         gpus = gpus_in_use()
         reading.devices = [gpu.name for gpu in gpus] or [processor_name()]
         on_gpus = [
-            gpu.joules - before[gpu.uuid]  # type: ignore[operator]
+            gpu.joules - before[gpu.index]  # type: ignore[operator]
             for gpu in gpus
-            if None not in (gpu.joules, before.get(gpu.uuid))
+            if None not in (gpu.joules, before.get(gpu.index))
         ]
         joules = 0.0
         if on_gpus:
@@ -139,50 +138,12 @@ def processor_name() -> str:
     return next(named, "CPU")
 
 
-class Gpu(NamedTuple):
-    number: str
-    uuid: str
-    name: str
-    joules: float | None
-    """Since the driver was loaded; None of a part of a GPU (MIG), or before Volta."""
-
-
 def gpus_in_use() -> list[Gpu]:
     """Return the GPUs that this process has begun to compute on; nothing is imported for this."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return []
-    found, visible = read_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    found, visible = list_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return found
-    return [gpu for gpu in found if {gpu.number, gpu.uuid} & set(visible.split(","))]
-
-
-def read_gpus() -> list[Gpu]:
-    library = load_nvml()
-    count = ctypes.c_uint()
-    if library is None or library.nvmlDeviceGetCount_v2(ctypes.byref(count)):
-        return []
-    found = []
-    for index in range(count.value):
-        handle = ctypes.c_void_p()
-        if library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)):
-            continue
-        name, uuid = (ctypes.create_string_buffer(NVML_TEXT_BYTES) for _ in range(2))
-        library.nvmlDeviceGetName(handle, name, NVML_TEXT_BYTES)
-        library.nvmlDeviceGetUUID(handle, uuid, NVML_TEXT_BYTES)
-        counted = ctypes.c_ulonglong()
-        failed = library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(counted))
-        joules = None if failed else counted.value * MILLIJOULES
-        found.append(Gpu(str(index), uuid.value.decode(), name.value.decode(), joules))
-    return found
-
-
-@cache
-def load_nvml() -> Any:
-    """Return NVIDIA's management library, None where there is none."""
-    try:
-        library = ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return None
-    return None if library.nvmlInit_v2() else library
+    return [gpu for gpu in found if {str(gpu.index), gpu.uuid} & set(visible.split(","))]

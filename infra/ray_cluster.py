@@ -1,62 +1,26 @@
-"""The Ray session: connect, ship the code, run units of work on a pool of workers, train.
+"""Units of work on a pool of Ray workers, and process groups in their place.
 
 One pool of workers lives from the first unit of a run to its end, so that libraries are
 imported once a worker; it is let go while a process group trains, since that needs the CPUs
 and GPUs that the pool holds.
 """
 
-import os
-import signal
 import socket
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlparse
 
 from infra.peak_memory import read_peak, reset_peak
 from infra.ray_group import RANK_TIMEOUT_S, Group, run_group
+from infra.ray_session import effective_address, start_ray, worker_environment
 
 S = TypeVar("S")
 U = TypeVar("U")
 R = TypeVar("R")
 
-ROOT = Path(__file__).parent.parent
-EXCLUDED = [".git", ".venv", ".nightpress", "tests", "docs", "configs/demo/text"]
 MAX_DEATHS = 3
 """Worker deaths that one unit may see before the stage gives up."""
-
-
-def check_address(address: str, timeout_s: float = 5.0) -> None:
-    """Knock at a Ray cluster's door.
-
-    Raises:
-        ValueError: nobody answers there.
-    """
-    if address in ("local", "auto"):
-        return
-    parsed = urlparse(address if "://" in address else f"ray://{address}")
-    host, port = parsed.hostname or "", parsed.port or (10001 if "://" in address else 6379)
-    try:
-        socket.create_connection((host, port), timeout=timeout_s).close()
-    except OSError as error:
-        raise ValueError(
-            f"cluster.ray: no Ray cluster answers at {address} ({error}); start one with "
-            "`ray start --head`, or say `ray: local`"
-        ) from None
-
-
-def leave_stdout_alone(ray: Any) -> None:
-    """Let Ray say on stderr what it says of lost nodes and of workers.
-
-    It would print on stdout, whatever `log_to_driver` says, among a command's results; the
-    function that does is private to it.
-    """
-    worker = ray._private.worker
-    show = worker.print_to_stdstream
-    worker.print_to_stdstream = lambda data, **how: show(data | {"is_err": True}, **how)
 
 
 class RayExecutor:
@@ -75,7 +39,7 @@ class RayExecutor:
         min_workers: int | None = None,
         rank_timeout_s: float = RANK_TIMEOUT_S,
     ) -> None:
-        self.address = os.environ.get("RAY_ADDRESS", address)
+        self.address = effective_address(address)
         self.num_workers = num_workers
         self.gpus_per_worker = gpus_per_worker
         self.threads_per_worker = threads_per_worker
@@ -92,41 +56,10 @@ class RayExecutor:
     def connect(self) -> Any:
         """Start or join Ray once; return the module."""
         if self._ray is None:
-            local = self.address == "local"
-            if local:
-                # Ray then listens on the loopback alone, as it does on macOS by itself.
-                os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-            import ray
-
-            leave_stdout_alone(ray)
-            on_sigterm = signal.getsignal(signal.SIGTERM)
-            with starting():
-                ray.init(
-                    # "local" is a cluster of our own; None would join any that runs here.
-                    address=self.address,
-                    # Logical CPUs: workers are placed by them; threads are pinned per worker.
-                    num_cpus=self.num_workers * self.threads_per_worker if local else None,
-                    include_dashboard=False if local else None,
-                    log_to_driver=bool(os.environ.get("NIGHTPRESS_DEBUG")),
-                    logging_level="ERROR",
-                    runtime_env=self._runtime_env(local),
-                )
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in place
-            self._ray = ray
+            given = worker_environment(self.address, self.threads_per_worker, self.gpus_per_worker)
+            num_cpus = self.num_workers * self.threads_per_worker
+            self._ray = start_ray(self.address, num_cpus, given)
         return self._ray
-
-    def _runtime_env(self, local: bool) -> dict[str, Any]:
-        threads = str(self.threads_per_worker)
-        passed = ("DS_ACCELERATOR", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "HF_HUB_OFFLINE")
-        env_vars = {name: os.environ[name] for name in passed if name in os.environ}
-        env_vars |= {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-        env_vars["NIGHTPRESS_GPU_SHARE"] = str(min(1.0, self.gpus_per_worker))  # infra/energy.py
-        if self.gpus_per_worker == 0:
-            env_vars["DS_ACCELERATOR"] = "cpu"
-        # A local worker imports the installed packages; a cluster gets this checkout's files.
-        shipped = {} if local else {"working_dir": str(ROOT), "excludes": EXCLUDED}
-        return {"env_vars": env_vars} | shipped
 
     def _start_worker(self, slot: int) -> None:
         """Ask for a worker in a place of the pool; it may take its time to come."""
@@ -256,18 +189,3 @@ class Worker:
             self.fn, self.state, self.work = fn, build(), reference
         result = self.fn(self.state, unit)
         return socket.gethostname(), read_peak(), result
-
-
-@contextmanager
-def starting() -> Iterator[None]:
-    """Name what Ray raises as a bare Exception where its own daemons need more than 30 s.
-
-    Raises:
-        ConnectionError: they did; on a machine that is less busy by then, the next try may pass.
-    """
-    try:
-        yield
-    except Exception as error:
-        if type(error) is not Exception:
-            raise
-        raise ConnectionError(f"Ray did not start: {error}") from error

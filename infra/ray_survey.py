@@ -14,6 +14,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from infra.ray_session import start_ray
 from infra.version_check import NAMED
 
 TIMEOUT_S = 15.0
@@ -54,10 +55,9 @@ def survey_cluster(address: str, timeout_s: float = TIMEOUT_S) -> list[Node]:
 
 def look(address: str, timeout_s: float) -> list[Node]:
     """Join the cluster; ask each node twice, since the first answer waits for a new process."""
-    import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    ray = start_ray(address)
     end = time.monotonic() + timeout_s
     alive = [node for node in ray.nodes() if node["Alive"]][:MAX_NODES]
     ask = ray.remote(num_cpus=0)(answer)

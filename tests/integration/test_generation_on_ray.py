@@ -8,6 +8,7 @@ import pytest
 
 from infra.local_executor import LocalExecutor
 from infra.ray_cluster import RayExecutor
+from infra.ray_session import worker_environment
 from tasks.corpus.context import CorpusContext
 from tasks.corpus.generation import Prompt, generate
 from tasks.corpus.generators import endpoint
@@ -61,4 +62,4 @@ def test_workers_read_the_key_themselves_and_may_die(
     assert found == alone and context.spent["requests"] == len(PROMPTS)
     assert {request.key for request in server.requests} == {f"Bearer {KEY}"}
     assert len(pids) == 1 and asked <= len(PROMPTS) + 2
-    assert KEY not in str(ray_executor._runtime_env(True))
+    assert KEY not in str(worker_environment("local", 1, 0))

@@ -1,18 +1,18 @@
-"""Meters: NVML and RAPL as the machine has them, here played by files and by a small library."""
+"""Meters: NVML and RAPL as the machine has them, here played by files and by a list."""
 
-import ctypes
 import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from infra import energy
 from infra.energy import RaplCounter, find_zones, gpus_in_use, metered
+from infra.gpus import Gpu
 
 SPAN = 10**9
+H100 = "NVIDIA H100 80GB HBM3"
 
 
 class Zones:
@@ -40,7 +40,7 @@ class Zones:
 @pytest.fixture
 def zones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Zones:
     monkeypatch.setattr(energy, "POWERCAP", tmp_path)
-    monkeypatch.setattr(energy, "load_nvml", lambda: None)
+    monkeypatch.setattr(energy, "list_gpus", list)
     return Zones(tmp_path)
 
 
@@ -91,7 +91,7 @@ def test_without_a_meter_there_is_no_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(energy, "POWERCAP", tmp_path)
-    monkeypatch.setattr(energy, "load_nvml", lambda: None)
+    monkeypatch.setattr(energy, "list_gpus", list)
     with metered() as reading:
         pass
     assert reading.joules is None and reading.meters == []
@@ -104,59 +104,61 @@ def test_a_meter_that_goes_away_fails_nothing(zones: Zones) -> None:
     assert reading.joules is None
 
 
-class Nvml:
+class Boards:
     """Two GPUs; each reading of the first finds 50 J more, the second has no counter."""
 
     def __init__(self) -> None:
-        self.millijoules = 0
+        self.joules = 0.0
 
-    def nvmlDeviceGetCount_v2(self, count: Any) -> int:
-        count._obj.value = 2
-        return 0
-
-    def nvmlDeviceGetHandleByIndex_v2(self, index: int, handle: Any) -> int:
-        handle._obj.value = index + 1
-        return 0
-
-    def nvmlDeviceGetName(self, handle: ctypes.c_void_p, text: Any, length: int) -> int:
-        text.value = b"NVIDIA H100 80GB HBM3"
-        return 0
-
-    def nvmlDeviceGetUUID(self, handle: ctypes.c_void_p, text: Any, length: int) -> int:
-        text.value = f"GPU-{handle.value}".encode()
-        return 0
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: ctypes.c_void_p, found: Any) -> int:
-        if handle.value == 2:
-            return 3  # NVML_ERROR_NOT_SUPPORTED
-        self.millijoules += 50_000
-        found._obj.value = self.millijoules
-        return 0
+    def list(self) -> list[Gpu]:
+        self.joules += 50.0
+        told = {0: self.joules, 1: None}
+        return [Gpu(i, f"GPU-{i + 1}", H100, None, None, joules) for i, joules in told.items()]
 
 
 @pytest.fixture
-def nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = Nvml()
+def boards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(energy, "POWERCAP", tmp_path)
-    monkeypatch.setattr(energy, "load_nvml", lambda: library)
+    monkeypatch.setattr(energy, "list_gpus", Boards().list)
     cuda = SimpleNamespace(is_initialized=lambda: True)
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
 
 
 @pytest.mark.parametrize("visible", ["0", "GPU-1"])
 def test_a_gpus_board_is_counted_for_the_share_that_the_worker_has(
-    nvml: None, monkeypatch: pytest.MonkeyPatch, visible: str
+    boards: None, monkeypatch: pytest.MonkeyPatch, visible: str
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setenv("NIGHTPRESS_GPU_SHARE", "0.5")
     with metered() as reading:
         pass
     assert reading.joules == pytest.approx(25.0) and reading.meters == ["NVML"]
-    assert reading.devices == ["NVIDIA H100 80GB HBM3"]
+    assert reading.devices == [H100]
 
 
-def test_half_of_the_gpus_metered_is_no_figure(nvml: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_of_the_gpus_metered_is_no_figure(
+    boards: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with metered() as reading:
         pass
     assert len(gpus_in_use()) == 2 and reading.joules is None
+
+
+def test_a_gpu_that_this_process_does_not_see_is_not_its_own(
+    boards: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-8a5f")
+    assert gpus_in_use() == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,GPU-1")
+    assert [gpu.index for gpu in gpus_in_use()] == [0, 1]
+
+
+def test_a_gpu_that_nothing_was_computed_on_is_not_in_use(
+    boards: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "torch")
+    with metered() as reading:
+        pass
+    assert reading.joules is None and reading.meters == [] and H100 not in reading.devices
+    assert "torch" not in sys.modules, "nothing is imported for a reading"

@@ -11,7 +11,8 @@ from flows.machine_checks import check_disk, check_nodes, estimate_disk
 from infra import version_check
 from infra.clock_check import check_clock, judge_clock, measure_skew
 from infra.free_memory import available_bytes
-from infra.gpu_check import GIB, Gpu, judge_gpus, parse_gpus
+from infra.gpu_check import GIB, judge_gpus
+from infra.gpus import Gpu
 from infra.ray_survey import Node, least_skew
 from infra.settings import Settings
 from infra.storage import FileStore
@@ -82,12 +83,19 @@ def test_a_build_of_a_release_is_that_release() -> None:
     assert not is_release("2.13.1", "2.13.0") and not is_release("3.110", "3.11")
 
 
+def make_gpu(index: int, free_bytes: int | None) -> Gpu:
+    total_bytes = None if free_bytes is None else 80 * GIB
+    return Gpu(index, f"GPU-{index}", "NVIDIA H100 80GB HBM3", total_bytes, free_bytes, None)
+
+
 def test_gpus_are_counted_and_torch_must_know_them() -> None:
-    gpus = parse_gpus("NVIDIA H100 80GB HBM3, 81559, 81007\nNVIDIA H100, odd, 81559, 900\n")
-    assert gpus[1] == Gpu("NVIDIA H100, odd", 81559 * 2**20, 900 * 2**20)
-    assert [finding.level for finding in judge_gpus(2, gpus, "13.0")] == ["ok", "warning"]
+    gpus = [make_gpu(0, 79 * GIB), make_gpu(1, GIB), make_gpu(2, None)]
+    ok, busy = judge_gpus(3, gpus, "13.0")
+    assert ok.level == "ok" and "3 x NVIDIA H100" in ok.message
+    assert busy.level == "warning"
+    assert "1 of 3 GPUs are more than half full (1 GiB free)" in busy.message
     (few,) = judge_gpus(4, gpus, "13.0")
-    assert few.level == "error" and "4 GPUs are asked for, 2 found" in few.message
+    assert few.level == "error" and "4 GPUs are asked for, 3 found" in few.message
     (blind,) = judge_gpus(2, gpus, None)
     assert blind.level == "error" and "CPUs alone" in blind.message
 
