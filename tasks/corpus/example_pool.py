@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tasks.corpus.context import CorpusContext
-from tasks.corpus.rows import find_output
+from tasks.corpus.rows import find_output, read_output
 from tasks.corpus.seeds import read_seeds
 from tasks.corpus_options import Example, Task
 from tasks.errors import CorpusError
@@ -53,7 +53,7 @@ class Pool:
 
 def read_examples(context: CorpusContext, uri: str, task: Task) -> Iterator[Example]:
     for number, row in enumerate(read_seeds(context, uri), start=1):
-        output = row.get("output", row.get("label"))
+        output = read_output(row)
         try:
             known = "" if output is None else find_output(output, task)
         except ValueError as error:

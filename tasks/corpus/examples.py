@@ -8,6 +8,7 @@ learned from a teacher.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,23 +47,27 @@ def find_label(output: str | None, labels: Labels) -> float:
     """Return the number of a label that is given by its name or its number; of a score, itself.
 
     Raises:
-        ValueError: it is none of the model's labels, or its name is another one's number.
+        ValueError: it is none of the model's labels, or its name is another one's number; or a
+            score is not a finite number.
     """
     if output is None:
         return float("nan") if labels.are_scores else IGNORED
+    try:
+        number = float(output)
+    except ValueError:
+        number = float("nan")
     if labels.are_scores:
-        try:
-            return float(output)
-        except ValueError:
-            raise ValueError(f"expected a number as the label, got {output!r}") from None
-    named = {labels.ids[output]} if output in labels.ids else set()
-    numbered = {int(output)} & {*labels.ids.values()} if output.isdecimal() else set()
-    if len(named | numbered) != 1:
+        if not math.isfinite(number):
+            raise ValueError(f"expected a finite number as the label, got {output!r}")
+        return number
+    named = labels.ids.get(output)
+    found = {known for known in labels.ids.values() if known in (named, number)}
+    if len(found) != 1:
         raise ValueError(
-            f"label {output!r} is none of the teacher's {labels.ids}, or both a name and the "
-            "number of another; give the names of its config's label2id, or numbers"
+            f"label {output!r} is {'more than one' if found else 'none'} of the model's "
+            f"{labels.ids}, by name and by number"
         )
-    return (named | numbered).pop()
+    return float(found.pop())
 
 
 def check_tokenizer(tokenizer: Any, block_tokens: int = 0) -> None:
@@ -114,8 +119,8 @@ def encode_rows(rows: Iterable[Row], tokenizer: Any, labels: Labels, block_token
     return arrays
 
 
-def encode(row: Row, tokenizer: Any, kind: HeadKind, block_tokens: int) -> Any:
-    """Return transformers' encoding of one row, cut or padded on the right to a block.
+def encode(row: Row, tokenizer: Any, kind: HeadKind, block_tokens: int, pad: bool = True) -> Any:
+    """Return transformers' encoding of one row, cut to a block or padded to it on the right.
 
     Raises:
         ValueError: the row is a chat, a question without a context, or one as long as a block.
@@ -124,14 +129,16 @@ def encode(row: Row, tokenizer: Any, kind: HeadKind, block_tokens: int) -> Any:
     if row["chat"] or (asks and row["text_pair"] is None):
         expected = "a question and its context" if asks else "a text"
         raise ValueError(f"expected {expected}, got {'a chat' if row['chat'] else 'one text'}")
-    if asks and len(tokenizer(row["text"]).input_ids) + 1 >= block_tokens:
-        raise ValueError(f"the question alone fills a block of {block_tokens} tokens")
+    if asks:
+        question = tokenizer(row["text"], add_special_tokens=False, verbose=False).input_ids
+        if len(question) + tokenizer.num_special_tokens_to_add(pair=True) >= block_tokens:
+            raise ValueError(f"the question alone fills {block_tokens} tokens")
     return tokenizer(
         row["text"],
         row["text_pair"],
         truncation="only_second" if asks else "longest_first",
         max_length=block_tokens,
-        padding="max_length",
+        padding="max_length" if pad else False,
         padding_side="right",
         verbose=False,
     )
@@ -139,7 +146,7 @@ def encode(row: Row, tokenizer: Any, kind: HeadKind, block_tokens: int) -> Any:
 
 def find_span(row: Row, encoding: Any) -> tuple[int, int]:
     """Return the first and the last token of a row's answer; of none the first token, twice, as
-    models for questions without an answer are trained. An answer that is cut off is no label.
+    models for questions without an answer are trained. An answer that is cut off is IGNORED.
 
     Raises:
         ValueError: the answer does not stand where the row says.
@@ -151,7 +158,9 @@ def find_span(row: Row, encoding: Any) -> tuple[int, int]:
     answer = json.loads(row["output"])
     start, text = answer["answer_start"], answer["text"]
     stands = (row["text_pair"] or "")[start : start + len(text)]
-    if not text or stands != text:
+    if not text.strip() or stands != text:
         raise ValueError(f"expected the answer {text!r} at {start} of the context, got {stands!r}")
-    places = [encoding.char_to_token(at, sequence_index=1) for at in (start, start + len(text) - 1)]
-    return (IGNORED, IGNORED) if None in places else (places[0], places[1])
+    # Spaces around an answer belong to no token.
+    ends = start + len(text) - len(text.lstrip()), start + len(text.rstrip()) - 1
+    first, last = (encoding.char_to_token(at, sequence_index=1) for at in ends)
+    return (IGNORED, IGNORED) if None in (first, last) else (first, last)

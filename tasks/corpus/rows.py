@@ -80,8 +80,8 @@ def make_row(
     """Return the row of the corpus that a source's mapping stands for.
 
     Args:
-        raw: `text` or `messages`; `text_pair`, and `output` or `label`; and what is known of where
-            it came from. Other keys are ignored.
+        raw: `text` or `messages`; `text_pair`, and what `read_output` reads; and what is known of
+            where it came from. Other keys are ignored.
         head: Of the teacher. What classifies has labels without a task, too; what answers questions
             has `answers`, as SQuAD has them, of which the first counts.
 
@@ -89,7 +89,7 @@ def make_row(
         ValueError: the label is none of the task's, or `answers` are not as in SQuAD.
     """
     has_label = task is not None or head == "sequence_classification"
-    output = raw.get("output", raw.get("label") if has_label else None)
+    output = read_output(raw) if has_label else raw.get("output")
     if head == "question_answering":
         output = find_answer(raw.get("answers"))
     return Row(
@@ -105,17 +105,22 @@ def make_row(
     )
 
 
+def read_output(raw: dict[str, Any]) -> Any:
+    """Return what answers a labelled row: its `output`, where it has none its `label`, or None."""
+    output = raw.get("output")
+    return raw.get("label") if output is None else output
+
+
 def find_answer(answers: Any) -> str | None:
     """Return the first of SQuAD's answers, {text: [...], answer_start: [...]}, as one text."""
-    if answers is None:
-        return None
-    try:
-        found = list(zip(answers["text"], answers["answer_start"], strict=True))
-    except (TypeError, KeyError, ValueError):
-        raise ValueError(
-            f"expected answers: {{text: [...], answer_start: [...]}}, got {answers!r}"
-        ) from None
-    return json.dumps(dict(zip(("text", "answer_start"), found[0], strict=True))) if found else ""
+    match answers:
+        case None:
+            return None
+        case {"text": [], "answer_start": []}:
+            return ""
+        case {"text": [str(text), *_], "answer_start": [int(start), *_]} if start >= 0:
+            return json.dumps({"text": text, "answer_start": start})
+    raise ValueError(f"expected answers: {{text: [...], answer_start: [...]}}, got {answers!r}")
 
 
 def find_output(output: str | int | float, task: Task | None) -> str:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tasks.digests import digest_folder
+from tasks.errors import CorpusError
 from tasks.evaluate.classification import score_held_out_rows
 from tasks.evaluate.held_out import HeldOut
 from tasks.evaluate.latency import measure_latencies
@@ -54,6 +55,12 @@ def evaluate_model(
         CorpusError: the text, or a task's file, has nothing that can be scored.
     """
     held_out = SCORERS[head_kind(model.architecture)](space, options, model, text)
+    if not any(held_out.tokens):
+        raise CorpusError(
+            f"{text.uri}: nothing can be scored in a window of {options['window']} tokens: no row "
+            "has its answer inside it, or in a chat an assistant's turn",
+            "raise the window, or give rows whose answers come earlier",
+        )
     read = {name.removeprefix("task "): found for name, found in data.items()}
     tasks = score_tasks(space, options, model, read)
     latency = measure_latencies(space, options, model, text) if options["latency"] else None

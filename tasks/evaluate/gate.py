@@ -145,11 +145,12 @@ def paired_difference(candidate: Evaluated, reference: Evaluated) -> Difference:
     """Estimate nats/token of the candidate less those of the reference, by a paired bootstrap.
 
     The estimate is a ratio, sum of differences over sum of tokens, and documents are resampled
-    whole, since tokens within one depend on each other. The same two models give the same
+    whole, since tokens within one depend on each other. Those without a scored token are left out:
+    they say nothing, and would make the interval look surer. The same two models give the same
     interval always.
 
     Raises:
-        ValueError: fewer than two documents, or not the same ones.
+        ValueError: fewer than two documents with scored tokens, or not the same ones.
     """
     tokens = reference.tokens
     if not np.array_equal(candidate.tokens, tokens):
@@ -159,10 +160,14 @@ def paired_difference(candidate: Evaluated, reference: Evaluated) -> Difference:
             f"{tokens.size} with {tokens.sum():.0f}; a teacher with another tokenizer or text "
             "needs a recipe name or a channel of its own"
         )
+    scored = tokens > 0
+    tokens, differences = tokens[scored], (candidate.nats - reference.nats)[scored]
     num_documents = tokens.size
     if num_documents < 2:
-        raise ValueError(f"evaluation.text must hold at least 2 documents, got {num_documents}")
-    differences = candidate.nats - reference.nats
+        raise ValueError(
+            "evaluation.text must hold at least 2 documents with something to score, got "
+            f"{num_documents}"
+        )
     estimates = np.concatenate(
         [
             differences[drawn].sum(axis=1) / tokens[drawn].sum(axis=1)

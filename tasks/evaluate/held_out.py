@@ -9,7 +9,7 @@ class HeldOut(NamedTuple):
     nats: list[float]
     """Summed over each document; of a classifier a document is a row."""
     tokens: list[int]
-    """Scored in each document; 1 of a row."""
+    """Scored in each document; 1 of a row, 0 where nothing in it could be scored."""
     protocol: str
     probe: dict[str, Any]
     """What the load gate asks a fresh process about."""

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.corpus.rows import read_rows
+from tasks.corpus.examples import Labels, find_label
+from tasks.corpus.rows import read_output, read_rows
 from tasks.errors import CorpusError
 from tasks.evaluation_options import OF_SCORES
 from tasks.models.model_kind import head_kind
-
-LABEL = ("label", "output")
-"""Columns that may hold it; the first that is there counts."""
 
 
 class LabelledRow(NamedTuple):
@@ -30,8 +27,7 @@ def read_labelled(path: Path) -> list[LabelledRow]:
     """
     rows = []
     for number, raw in enumerate(read_rows(path), start=1):
-        text, pair = raw.get("text"), raw.get("text_pair")
-        label = next((raw[key] for key in LABEL if raw.get(key) is not None), None)
+        text, pair, label = raw.get("text"), raw.get("text_pair"), read_output(raw)
         if not isinstance(text, str) or not isinstance(pair, str | None):
             raise CorpusError(
                 f"{path}: row {number}: expected a text, and where it is a pair a "
@@ -48,37 +44,25 @@ def read_labelled(path: Path) -> list[LabelledRow]:
 
 
 def number_labels(rows: list[LabelledRow], labels: list[str], where: str) -> list[float]:
-    """Return each row's class: the place of its label among the names, else the label itself.
+    """Return each row's class by its label's name or number, as in training.
 
     Args:
+        labels: In their order; none of a regression, whose rows have scores.
         where: What an error names.
 
     Raises:
-        CorpusError: a label is none of them.
+        CorpusError: a label is none of them, or a score is not a finite number.
     """
-    places = {name: place for place, name in enumerate(labels)}
-    numbers = []
-    for row in rows:
-        label = row.label
-        if isinstance(label, float) and label.is_integer():
-            label = int(label)
-        number = places.get(str(label), label)
-        if not isinstance(number, int) or not 0 <= number < len(labels):
-            raise CorpusError(
-                f"{where}: label {label!r} is none of {labels}, nor one of their numbers from 0",
-                "name the model's outputs in their order, as the rows do: `labels: [...]`, or of "
-                "a causal language model the keys of `verbalizers`",
-            )
-        numbers.append(float(number))
-    return numbers
-
-
-def number_scores(rows: list[LabelledRow], where: str) -> list[float]:
-    """Return each row's score. Raises: CorpusError: one is not a finite number."""
-    for row in rows:
-        if isinstance(row.label, str) or not math.isfinite(row.label):
-            raise CorpusError(f"{where}: a regression's labels are numbers, got {row.label!r}")
-    return [float(row.label) for row in rows]
+    ids = {name: number for number, name in enumerate(labels)}
+    known = Labels("sequence_classification", ids, are_scores=not labels)
+    try:
+        return [find_label(str(row.label), known) for row in rows]
+    except ValueError as error:
+        raise CorpusError(
+            f"{where}: {error}",
+            "name the model's outputs in their order, as the rows do: `labels: [...]`, or of a "
+            "causal language model the keys of `verbalizers`; a regression's rows have scores",
+        ) from None
 
 
 def name_labels(task: dict[str, Any], config: dict[str, Any]) -> list[str]:

@@ -1,7 +1,6 @@
 """Held-out nats/row of a model that finds answers in a text: of where the answer starts and ends.
 
-Rows are those of SQuAD: `{question, context, answers: {text: [...], answer_start: [...]}}`; of
-several answers the first counts.
+Rows are read and encoded as in training; what is no label there is not scored here.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from tasks.corpus.rows import read_rows
+from tasks.corpus.examples import IGNORED, encode, find_span
+from tasks.corpus.rows import make_row, read_rows
 from tasks.errors import CorpusError
 from tasks.evaluate.held_out import HeldOut
 from tasks.evaluate.speed import measure_prefill
@@ -30,23 +30,13 @@ PROBE_ROWS = 4
 SPEED_ROWS = 64
 
 
-class Question(NamedTuple):
-    question: str
-    context: str
-    start: int | None
-    """Of the answer, in characters of the context; None where there is none in it."""
-    stop: int | None
-
-
 class Asked(NamedTuple):
     """One question as tokens."""
 
     inputs: dict[str, list[int]]
     """What the tokenizer names: input_ids, attention_mask, token_type_ids."""
-    start: int
-    """The answer's first token; 0, the class token, where the window holds no answer."""
-    end: int
-    """Its last."""
+    span: tuple[int, int]
+    """The answer's first and last token, as `find_span` returns them."""
 
 
 class Answerer(NamedTuple):
@@ -62,42 +52,25 @@ def score_answers(
     """Score a model on questions with answers.
 
     Raises:
-        CorpusError: a row is no question.
+        CorpusError: a row is no question, its answer does not stand where it says, or the question
+            fills the window.
     """
     window, trusted = options["window"], options["trust_remote_code"]
     state = partial(build_answerer, space.localizer, model.uri, text.uri, window, trusted)
-    starts = list(range(0, len(read_questions(space.local(text.uri))), ROWS_PER_UNIT))
+    num_rows = sum(1 for _ in read_rows(space.local(text.uri)))
+    starts = list(range(0, num_rows, ROWS_PER_UNIT))
     results = space.compute_units(score_unit, starts, state, group="text")
     nats = [value for result in results for value in json.loads(result)]
     (alone,) = space.compute_units(measure_alone, [window], state, group="alone", num_workers=1)
     measured = json.loads(alone)
     return HeldOut(
-        nats=nats,
-        tokens=[1] * len(nats),
+        nats=[value or 0.0 for value in nats],
+        tokens=[int(value is not None) for value in nats],
         protocol=f"nats/row, mean of the answer's start and end; contexts cut to {window} tokens "
-        "with the question, the class token where the answer is not in them",
+        f"with the question, {nats.count(None)} rows without an answer there not scored",
         probe=measured["probe"],
         prefill=measured["prefill"],
     )
-
-
-def read_questions(path: Path) -> list[Question]:
-    """Raises: CorpusError: there is no row, or one lacks question, context or answers."""
-    questions = []
-    for number, row in enumerate(read_rows(path), start=1):
-        try:
-            question, context, answers = row["text"], row["text_pair"], row["answers"]
-            texts, starts = answers["text"], answers["answer_start"]
-            answer = (starts[0], starts[0] + len(texts[0])) if texts else (None, None)
-        except (KeyError, TypeError, IndexError) as error:
-            raise CorpusError(
-                f"{path}: row {number}: expected question, context and answers: "
-                f"{{text: [...], answer_start: [...]}} ({error!r})"
-            ) from None
-        questions.append(Question(question, context, *answer))
-    if not questions:
-        raise CorpusError(f"{path} has no rows")
-    return questions
 
 
 def build_answerer(
@@ -108,32 +81,21 @@ def build_answerer(
     trust_remote_code: bool,
 ) -> Answerer:
     folder = localize(model_uri)
-    tokenizer = load_tokenizer(folder)
-    asked = [encode(tokenizer, q, window) for q in read_questions(localize(text_uri))]
+    asked = read_questions(localize(text_uri), load_tokenizer(folder), window)
     return Answerer(load_model(folder, "auto", trust_remote_code), asked)
 
 
-def encode(tokenizer: Any, question: Question, window: int) -> Asked:
-    """Tokenise a question and its context, which is cut, and find the answer's tokens."""
-    encoded = tokenizer(
-        question.question,
-        question.context,
-        truncation="only_second",
-        max_length=window,
-        return_offsets_mapping=True,
-        verbose=False,
-    )
-    offsets, parts = encoded.pop("offset_mapping"), encoded.sequence_ids()
-    start = end = 0
-    if question.start is not None and question.stop is not None:
-        inside = [
-            place
-            for place, (first, last) in enumerate(offsets)
-            if parts[place] == 1 and first < question.stop and last > question.start
-        ]
-        if inside and offsets[inside[-1]][1] >= question.stop:
-            start, end = inside[0], inside[-1]
-    return Asked(dict(encoded), start, end)
+def read_questions(path: Path, tokenizer: Any, window: int) -> list[Asked]:
+    """Read and encode all rows of a JSONL file. Raises: CorpusError: as `score_answers`."""
+    asked = []
+    for number, raw in enumerate(read_rows(path), start=1):
+        try:
+            row = make_row(raw, "evaluation", None, "question_answering")
+            encoding = encode(row, tokenizer, "question_answering", window, pad=False)
+            asked.append(Asked(dict(encoding), find_span(row, encoding)))
+        except ValueError as error:
+            raise CorpusError(f"{path}: row {number}: {error}") from None
+    return asked
 
 
 def answer(model: Any, asked: Asked) -> torch.Tensor:
@@ -145,11 +107,13 @@ def answer(model: Any, asked: Asked) -> torch.Tensor:
 
 
 def score_unit(answerer: Answerer, start: int) -> bytes:
-    """Return the nats of one unit's rows as a JSON list."""
+    """Return the nats of one unit's rows as a JSON list, null of a row that is not scored."""
     return json.dumps(
         [
-            F.cross_entropy(
-                answer(answerer.model, asked).double(), torch.tensor([asked.start, asked.end])
+            None
+            if IGNORED in asked.span
+            else F.cross_entropy(
+                answer(answerer.model, asked).double(), torch.tensor(asked.span)
             ).item()
             for asked in answerer.asked[start : start + ROWS_PER_UNIT]
         ]

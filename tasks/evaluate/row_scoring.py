@@ -12,7 +12,6 @@ from tasks.evaluate.labelled import (
     LabelledRow,
     name_labels,
     number_labels,
-    number_scores,
     read_labelled,
 )
 from tasks.evaluate.predicting import ScoreRows, judge_rows, score_by_head, score_by_prompt
@@ -125,7 +124,7 @@ def read_questions(
 ) -> Questions:
     rows, where = read_labelled(path), f"evaluation.tasks: {task['name']}"
     labels = name_labels(task, model.config.to_dict())
-    gold = number_labels(rows, labels, where) if labels else number_scores(rows, where)
+    gold = number_labels(rows, labels, where)
     score: ScoreRows = partial(score_by_head, model, tokenizer, window)
     if task["verbalizers"]:
         said = list(task["verbalizers"].values())

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+from tokenizers import processors
 
 from tasks.corpus.building import build_corpus
 from tasks.corpus.examples import IGNORED, Labels, encode_rows, find_label, read_labels
@@ -51,10 +52,12 @@ def test_labels_are_names_or_numbers_and_never_guessed() -> None:
         *(1, 1, 0, 0, IGNORED)
     ]
     stars = Labels("sequence_classification", {"1": 0, "2": 1}, are_scores=False)
-    assert find_label("2", stars) == 1
-    for labels, label in ((CLASSES, "fine"), (CLASSES, "2"), (CLASSES, "0.5"), (stars, "1")):
-        with pytest.raises(ValueError, match="none of the teacher's"):
-            find_label(label, labels)
+    assert [find_label(label, stars) for label in ("0", "2", "0.0")] == [0, 1, 0]
+    for label in ("fine", "2", "0.5", "nan"):
+        with pytest.raises(ValueError, match="is none of the model's"):
+            find_label(label, CLASSES)
+    with pytest.raises(ValueError, match="'1' is more than one of the model's"):
+        find_label("1", stars)
 
 
 def test_scores_are_floats_and_absent_ones_nan() -> None:
@@ -62,16 +65,26 @@ def test_scores_are_floats_and_absent_ones_nan() -> None:
     labels = encode_rows(rows, make_tokenizer(), SCORES, 6)["labels"]
     assert labels.dtype == np.float32
     assert np.array_equal(labels, np.float32([3.8, np.nan, -1]), equal_nan=True)
-    with pytest.raises(CorpusError, match="expected a number"):
-        encode_rows(rows_of({"text": "a", "label": "good"}), make_tokenizer(), SCORES, 6)
+    for label in ("good", float("inf")):
+        with pytest.raises(CorpusError, match="expected a finite number"):
+            encode_rows(rows_of({"text": "a", "label": label}), make_tokenizer(), SCORES, 6)
+
+
+def test_an_output_wins_over_a_label_where_it_is_known() -> None:
+    rows = rows_of(
+        {"text": "a", "label": 0, "output": 1}, {"text": "a", "label": 0, "output": None}
+    )
+    assert [row["output"] for row in rows] == ["1", "0"]
 
 
 def test_an_answer_is_its_first_and_last_token(tmp_path: Path) -> None:
     context = "the plot of the film is very good"
     found = {"text": ["very good", "good"], "answer_start": [context.index("very"), 29]}
     path = tmp_path / "rows.jsonl"
+    spaced = {"text": [" plot "], "answer_start": [3]}
     asked = [
         {"question": "who wrote it", "context": context, "answers": found},
+        {"question": "who", "context": context, "answers": spaced},
         {"question": "who", "context": context, "answers": {"text": [], "answer_start": []}},
         {"question": "who", "context": context},
         {"question": "who wrote it was it not", "context": context, "answers": found},
@@ -80,17 +93,26 @@ def test_an_answer_is_its_first_and_last_token(tmp_path: Path) -> None:
     rows = rows_of(*read_rows(path), head="question_answering")
     arrays = encode_rows(rows, make_tokenizer(), SPANS, 14)
     labels = arrays["labels"].tolist()
-    assert labels[1:] == [[0, 0], [IGNORED, IGNORED], [IGNORED, IGNORED]]  # the last is cut off
-    first, last = labels[0]
-    span = make_tokenizer().decode(arrays["ids"][0, first : last + 1].tolist())
-    assert span == "very good"
+    assert labels[2:] == [[0, 0], [IGNORED, IGNORED], [IGNORED, IGNORED]]  # the last is cut off
+    spans = [arrays["ids"][row, first : last + 1] for row, (first, last) in enumerate(labels[:2])]
+    assert [make_tokenizer().decode(span.tolist()) for span in spans] == ["very good", "plot"]
 
 
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
         ({"answers": {"text": ["bad"], "answer_start": [0]}}, "expected the answer 'bad'"),
-        ({"answers": ["good"]}, "answer_start"),
+        ({"answers": {"text": [" "], "answer_start": [4]}}, "expected the answer ' '"),
+        *(
+            ({"answers": answers}, "expected answers: {text")
+            for answers in (
+                ["good"],
+                {"text": "good", "answer_start": 0},
+                {"text": ["good"], "answer_start": ["0"]},
+                {"text": ["good"], "answer_start": [-9]},
+                {"text": ["good"], "answer_start": []},
+            )
+        ),
         ({"question": "who wrote it was it not very good"}, "the question alone fills"),
     ],
 )
@@ -99,6 +121,24 @@ def test_a_wrong_question_says_what_is_wrong(raw: dict[str, Any], message: str) 
     row["text"] = raw.get("question", "who")
     with pytest.raises((CorpusError, ValueError), match=message):
         encode_rows(rows_of(row, head="question_answering"), make_tokenizer(), SPANS, 8)
+
+
+@pytest.mark.parametrize("between", ["[SEP]", "[SEP] [SEP]"])
+def test_a_question_leaves_room_for_a_token_of_its_context(between: str) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair=f"[CLS] $A {between} $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
+    )
+    answers = {"text": ["good"], "answer_start": [0]}
+    row = {"text": "who wrote it", "text_pair": "good film plot", "answers": answers}
+    rows = rows_of(row, head="question_answering")
+    fills = 3 + 2 + len(between.split())
+    labels = encode_rows(rows, tokenizer, SPANS, fills + 1)["labels"]
+    assert labels.tolist() == [[fills - 1, fills - 1]]
+    with pytest.raises(CorpusError, match="the question alone fills"):
+        encode_rows(rows, tokenizer, SPANS, fills)
 
 
 def test_chats_are_no_examples() -> None:

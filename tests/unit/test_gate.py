@@ -90,6 +90,21 @@ def test_long_documents_weigh_more() -> None:
     assert paired_difference(candidate, reference).figure == pytest.approx(0.1)
 
 
+def test_documents_without_scored_tokens_say_nothing() -> None:
+    nats, tokens = heldout(8)
+    noisy = nats + np.random.default_rng(9).normal(0, 2, NUM_DOCUMENTS)
+    difference = paired_difference(evaluated("b", noisy, tokens), evaluated("a", nats, tokens))
+    more = np.zeros(NUM_DOCUMENTS)
+    again = paired_difference(
+        evaluated("b", np.append(noisy, more), np.append(tokens, more)),
+        evaluated("a", np.append(nats, more), np.append(tokens, more)),
+    )
+    assert again == difference
+    alone = evaluated("c", np.array([3.0, 0.0]), np.array([1.0, 0.0]))
+    with pytest.raises(ValueError, match="at least 2 documents with something to score, got 1"):
+        paired_difference(alone, alone)
+
+
 def test_the_interval_is_that_of_the_normal_theory_for_many_documents() -> None:
     rng = np.random.default_rng(0)
     tokens = np.full(4000, 50.0)

@@ -14,9 +14,8 @@ from infra.local_executor import LocalExecutor
 from infra.storage import localize, open_store
 from tasks.errors import CorpusError
 from tasks.evaluate.items import read_items
-from tasks.evaluate.labelled import LabelledRow, read_labelled
+from tasks.evaluate.labelled import LabelledRow, number_labels, read_labelled
 from tasks.evaluate.predicting import fill_in
-from tasks.evaluate.question_answering import Question, encode
 from tasks.evaluation_options import LabelledTask
 from tasks.inputs import find_labelled
 from tasks.models.checkpoint import describe_model, load_model
@@ -247,6 +246,18 @@ def test_an_unknown_label_is_named(make_bert: Callable[..., Path], tmp_path: Pat
     assert read_items(store, metrics.tasks["named"]).gold == [1.0]
 
 
+def test_labels_are_numbered_as_in_training() -> None:
+    def number(label: str | float, labels: list[str]) -> list[float]:
+        return number_labels([LabelledRow("", None, label)], labels, "rows")
+
+    assert [number(label, ["bad", "good"]) for label in (1.0, 1, "1", "good")] == [[1.0]] * 4
+    assert number("3.5", []) == number(3.5, []) == [3.5]
+    with pytest.raises(CorpusError, match="rows: label '1' is more than one of"):
+        number(1, ["1", "2"])
+    with pytest.raises(CorpusError, match="rows: expected a finite number"):
+        number("good", [])
+
+
 def test_a_masked_model_scores_masked_tokens_alone(
     make_bert: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -259,33 +270,61 @@ def test_a_masked_model_scores_masked_tokens_alone(
     assert "15% of tokens masked" in first.protocol
 
 
-def test_answers_are_found_in_tokens(words_tokenizer: Any) -> None:
-    context = "the model learns to write short plain sentences"
-    start = context.index("short")
-    asked = encode(words_tokenizer, Question("about nights", context, start, start + 11), 24)
-    ids = asked.inputs["input_ids"][asked.start : asked.end + 1]
-    assert words_tokenizer.decode(ids) == "short plain"
-    cut = encode(words_tokenizer, Question("about nights", context, start, start + 11), 10)
-    assert (cut.start, cut.end) == (0, 0)
+def ask(context: str, answer: str | None) -> dict[str, Any]:
+    """One row of SQuAD; of no answer the lists are empty."""
+    texts = [] if answer is None else [answer]
+    starts = [context.index(text) for text in texts]
+    answers = {"text": texts, "answer_start": starts}
+    return {"question": "about nights", "context": context, "answers": answers}
+
+
+CONTEXT = "the model learns to write short plain sentences"
 
 
 def test_questions_are_scored_by_where_the_answer_is(
     make_bert: Callable[..., Path], words_tokenizer: Any, tmp_path: Path
 ) -> None:
-    context = "the model learns to write short plain sentences"
-    answers = {"text": ["write short"], "answer_start": [context.index("write")]}
-    rows = [{"question": "about nights", "context": context, "answers": answers}] * 5
+    cut = ask(" ".join([CONTEXT] * 3) + " presses", "presses")
+    rows = [ask(CONTEXT, "write short"), cut, ask(CONTEXT, None), ask(CONTEXT, "plain")]
+    del rows[3]["answers"]
     folder = make_bert("QuestionAnswering")
     text = write_rows(tmp_path / "rows.jsonl", rows)
-    metrics, _ = evaluate(folder, text, tmp_path)
-    inputs = words_tokenizer("about nights", context, return_tensors="pt")
+    metrics, store = evaluate(folder, text, tmp_path)
+    inputs = words_tokenizer("about nights", CONTEXT, return_tensors="pt")
     with torch.inference_mode():
         output = load_model(folder)(**inputs)
     place = words_tokenizer.convert_ids_to_tokens(inputs["input_ids"][0]).index("write")
-    expected = F.cross_entropy(output.start_logits, torch.tensor([place]))
-    expected += F.cross_entropy(output.end_logits, torch.tensor([place + 1]))
-    assert metrics.nats_per_token == pytest.approx(float(expected) / 2, abs=1e-5)
-    assert metrics.num_documents == 5
+    expected = [
+        float(
+            F.cross_entropy(output.start_logits, torch.tensor([first]))
+            + F.cross_entropy(output.end_logits, torch.tensor([last]))
+        )
+        / 2
+        for first, last in ((place, place + 1), (0, 0))
+    ]
+    documents = json.loads(localize(store, metrics.documents_uri).read_text())
+    assert documents["tokens"] == [1, 0, 1, 0]
+    assert documents["nats"] == pytest.approx([expected[0], 0, expected[1], 0], abs=1e-5)
+    assert metrics.nats_per_token == pytest.approx(sum(expected) / 2, abs=1e-5)
+    assert (metrics.num_tokens, metrics.num_documents) == (2, 4)
+    assert "2 rows without an answer there not scored" in metrics.protocol
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (ask(" ".join([CONTEXT] * 3) + " presses", "presses"), "no row has its answer inside"),
+        (ask(CONTEXT, "plain") | {"context": CONTEXT[1:]}, "row 1: expected the answer 'plain'"),
+        (ask(CONTEXT, "plain") | {"question": CONTEXT * 3}, "row 1: the question alone fills 24"),
+        ({"text": CONTEXT}, "row 1: expected a question and its context"),
+    ],
+)
+def test_a_text_without_a_question_to_score_is_refused(
+    make_bert: Callable[..., Path], tmp_path: Path, row: dict[str, Any], message: str
+) -> None:
+    text = write_rows(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(CorpusError, match=message):
+        evaluate(make_bert("QuestionAnswering"), text, tmp_path)
 
 
 def test_latency_has_a_row_for_each_batch_size(
