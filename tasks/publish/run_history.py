@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from tasks.errors import StorageError
 from tasks.publish.documents import parse_document
 from tasks.publish.names import check_name, offer
 from tasks.run_records import RunRecord
@@ -25,16 +27,31 @@ def read_runs(store: Store, recipe_name: str, most: int | None = None) -> list[R
         ValueError: the recipe has none; the message says which have.
         StorageError: a record is damaged, or newer than this reader.
     """
-    check_name("recipe", recipe_name)
-    keys = [key for key in store.list(f"runs/{recipe_name}/") if key.endswith("/run.json")]
-    if not keys:
+    found = list(try_runs(store, check_name("recipe", recipe_name), most))
+    if not found:
         raise ValueError(
             f"no runs of recipe {recipe_name!r} in {store.uri}; "
             f"{offer(recipe_name, store.children('runs'))}"
         )
-    newest = keys if most is None else keys[-most:]  # a run's id begins with its time
-    records = [
-        parse_document(RunRecord, data, SCHEMA_VERSION, f"{store.uri}/{key}", DAMAGED)
-        for key, data in zip(newest, store.read_many(newest), strict=True)
-    ]
-    return sorted(records, key=lambda record: record.started, reverse=True)
+    for run in found:
+        if isinstance(run, StorageError):
+            raise run
+    return [run for run in found if isinstance(run, RunRecord)]
+
+
+def readable_runs(store: Store, recipe_name: str) -> list[RunRecord]:
+    """Return the records that this version can read, the newest first."""
+    return [run for run in try_runs(store, recipe_name) if isinstance(run, RunRecord)]
+
+
+def try_runs(
+    store: Store, recipe_name: str, most: int | None = None
+) -> Iterator[RunRecord | StorageError]:
+    """Yield the newest runs first, or in their places why one cannot be read."""
+    keys = [key for key in store.list(f"runs/{recipe_name}/") if key.endswith("/run.json")]
+    newest = keys[::-1][:most]  # a run's id begins with its time
+    for key, data in zip(newest, store.read_many(newest), strict=True):
+        try:
+            yield parse_document(RunRecord, data, SCHEMA_VERSION, f"{store.uri}/{key}", DAMAGED)
+        except StorageError as error:
+            yield error

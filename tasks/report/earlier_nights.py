@@ -5,8 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
+from tasks.publish.run_history import readable_runs
 from tasks.report.report_data import EarlierExport
 from tasks.run_records import EvaluatedModel, RunRecord
 
@@ -19,16 +18,8 @@ def read_earlier(store: Store, record: RunRecord) -> list[RunRecord]:
 
     One that this version cannot read is left out: a report does not fail a night.
     """
-    keys = [key for key in store.list(f"runs/{record.recipe}/") if key.endswith("/run.json")]
-    nights = []
-    for data in store.read_many(keys):
-        try:
-            night = RunRecord.model_validate_json(data)
-        except ValidationError:
-            continue
-        if night.run_id != record.run_id:
-            nights.append(night)
-    return sorted(nights, key=lambda night: night.started, reverse=True)
+    nights = readable_runs(store, record.recipe)
+    return [night for night in nights if night.run_id != record.run_id]
 
 
 def list_exports(nights: list[RunRecord], record: RunRecord) -> list[EarlierExport]:

@@ -113,7 +113,7 @@ def stopped_at_the_end(process: subprocess.Popen[str]) -> Iterator[list[int]]:
         family = psutil.Process(process.pid).children(recursive=True) if alive else []
         process.send_signal(signal.SIGTERM)
         try:
-            process.communicate(timeout=60)
+            process.communicate(timeout=120)
         finally:
             process.kill()
         codes.append(process.returncode)
