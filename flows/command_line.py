@@ -84,10 +84,8 @@ def run(
         overrides = [*(overrides or []), f"schedule.deadline={json.dumps(deadline)}"]
     loaded = load(recipe, overrides)
     from flows.compress_model import compress_model
-    from flows.preflight import preflight
     from flows.tables import print_run
 
-    preflight(loaded)
     record = run_to_end(compress_model, loaded)
     emit(record.model_dump(mode="json")) if as_json else print_run(record)
     exit_at_deadline(record)

@@ -58,17 +58,26 @@ def store_of(recipe: Recipe) -> Store:
     return open_store(settings.store_uri(recipe.publish.store), settings.home / "cache")
 
 
-def run_to_end(flow: Flow[[Recipe], RunRecord], recipe: Recipe) -> RunRecord:
-    """Run a flow on a recipe that preflight has found good, with Prefect's API for it.
+def run_to_end(
+    flow: Flow[[Recipe], RunRecord], recipe: Recipe, corpus_alone: bool = False
+) -> RunRecord:
+    """Run a flow on a recipe that its preflight finds good, with Prefect's API for it.
+
+    Args:
+        corpus_alone: The flow ends with the corpus.
 
     Raises:
+        ValueError: the preflight found errors.
         CompressionError: also for what would otherwise read as an error in the recipe.
     """
+    from flows.preflight import preflight
     from flows.recorded_night import run_flow
     from infra.prefect_server import prefect_api
     from tasks.errors import CompressionError
 
-    with prefect_api(read_settings().home / "prefect"):
+    with prefect_api(read_settings().home / "prefect") as wait_until_up:
+        preflight(recipe, corpus_alone)
+        wait_until_up()
         try:
             return run_flow(flow, recipe)
         except ValueError as error:

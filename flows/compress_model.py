@@ -1,7 +1,7 @@
 """The whole story: corpus -> steps -> exports -> gate -> publish.
 
-`compress` tells it once: a night runs it (`compress_model`), and `plan` walks the same lines
-without computing anything.
+`compress` and `inspect` tell it once: a night runs them (`compress_model`), and `plan` walks the
+same lines without computing anything.
 """
 
 import sys
@@ -10,7 +10,7 @@ from prefect import flow
 
 from flows.make_corpus import Complete, make_corpus, read_corpus
 from flows.night import Night
-from flows.publish_artifact import gate_export, publish_artifact
+from flows.publish_artifact import expect_releases, gate_export, publish_artifact
 from flows.publish_corpus import publish_corpus
 from flows.recorded_night import run_recorded
 from flows.run_record import (
@@ -52,6 +52,8 @@ def compress_model(recipe: Recipe) -> RunRecord:
     def work(night: Night) -> RunRecord:
         inputs = find_inputs(recipe, night.store)
         compress(recipe, inputs, night.complete, models)
+        expect_releases(night, recipe, models)
+        inspect(recipe, inputs, night.complete, models)
         return release(night, recipe, inputs, models)
 
     return run_recorded(recipe, models, work)
@@ -120,7 +122,6 @@ def compress(
         made_by = f"quantize {export.name}"
         stage = quantize_stage(recipe, export, incoming, inputs.calibration)
         evaluate(export.name, "export", made_by, complete(made_by, stage, ModelRef))
-    inspect(recipe, inputs, complete, models)
 
 
 def inspect(

@@ -35,10 +35,8 @@ def build(
     loaded = load(recipe, [*(overrides or []), *["corpus.publish=true"] * publish])
     from flows.corpus_tables import print_built
     from flows.make_corpus import build_corpus
-    from flows.preflight import preflight
 
-    preflight(loaded, corpus_alone=True)
-    record = run_to_end(build_corpus, loaded)
+    record = run_to_end(build_corpus, loaded, corpus_alone=True)
     emit(record.model_dump(mode="json")) if as_json else print_built(record)
     exit_at_deadline(record)
 

@@ -42,6 +42,7 @@ from infra.ray_cluster import RayExecutor
 from infra.settings import Settings, read_settings
 from infra.storage import Store, open_store
 from tasks.errors import ClusterError, StorageError
+from tasks.publish.loader_process import LoaderProcess
 from tasks.recipe import Recipe
 from tasks.records import Record
 from tasks.run_records import StageResult
@@ -71,6 +72,8 @@ class Night:
     deadline: Deadline
     free_workers: Callable[[], None]
     """Gives all CPUs and GPUs back, also those of a training that was left in its middle."""
+    loader: LoaderProcess
+    """For the load gate; it runs from its first use on."""
     recipe: Recipe
     results: list[StageResult] = field(default_factory=list)
 
@@ -140,6 +143,7 @@ def open_night(recipe: Recipe) -> Iterator[Night]:
         time.monotonic(),
         deadline,
         cluster.close,
+        LoaderProcess(),
         recipe,
     )
     resolved = yaml.safe_dump(json.loads(recipe.model_dump_json()), sort_keys=False)
@@ -148,6 +152,7 @@ def open_night(recipe: Recipe) -> Iterator[Night]:
         yield night
     finally:
         night.reporter.close()
+        night.loader.close()
         cluster.close()
         give_back(lease)
 

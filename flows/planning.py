@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from flows.compress_model import compress
+from flows.compress_model import compress, inspect
 from flows.costs import HOUR_S
 from flows.devices import Cluster, Device
 from flows.forecast import Measured, forecast
@@ -23,7 +23,7 @@ from tasks.plugins import plugin_constant
 from tasks.recipe import Recipe
 from tasks.records import CorpusRef, ModelRef, Record
 from tasks.report.wording import describe_amount
-from tasks.run_records import RunRecord
+from tasks.run_records import EvaluatedModel, RunRecord
 from tasks.stage import Completion, Stage, read_completion
 
 UNKNOWN = "unknown"
@@ -119,7 +119,9 @@ def make_plan(
     if corpus_alone:
         make_corpus(recipe, inputs, inputs.teacher, look_up)
     else:
-        compress(recipe, inputs, look_up, models=[])
+        models: list[EvaluatedModel] = []
+        compress(recipe, inputs, look_up, models)
+        inspect(recipe, inputs, look_up, models)
     seconds = sum(s.seconds or 0 for s in planned if elsewhere or s.outcome != "cached")
     rate = recipe.cost.worker_hour if worker_hour is None else worker_hour
     return Plan(

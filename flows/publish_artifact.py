@@ -17,7 +17,7 @@ from tasks.publish.channels import read_newest
 from tasks.publish.load_check import Probe
 from tasks.publish.manifest import read_model_manifest
 from tasks.publish.provenance import Provenance
-from tasks.publish.publishing import Publication, Regate, Release, publish_export
+from tasks.publish.publishing import Publication, Regate, Release, is_stored, publish_export
 from tasks.quality_records import GateReport, Metrics
 from tasks.recipe import Recipe
 from tasks.records import ArtifactRef, ModelRef
@@ -80,6 +80,15 @@ def judge(
         read_evaluated(night.store, teacher.model, teacher.metrics),
         champion,
     )
+
+
+def expect_releases(night: Night, recipe: Recipe, models: list[EvaluatedModel]) -> None:
+    """Start the process that will load the exports, if one of them is new, before it is asked."""
+    exports = (model for model in models if model.kind == "export")
+    if not all(
+        is_stored(night.store, recipe.name, model.title, model.model.digest) for model in exports
+    ):
+        night.loader.start()
 
 
 @task(
@@ -147,5 +156,6 @@ def publish(
         by=getpass.getuser(),
         why=f"run {night.run_id} passed its gate",
         regate=regate,
+        loader=night.loader,
         signing_key=night.settings.signing_key,
     )

@@ -77,7 +77,8 @@ def serve_recipe(recipe: Recipe) -> None:
     schedule = describe_schedule(recipe)
     home = read_settings().home / "serve"
     home.mkdir(parents=True, exist_ok=True)
-    with prefect_api(home, schedules=True):
+    with prefect_api(home, schedules=True) as wait_until_up:
+        wait_until_up()
         deployment = RunnerDeployment.from_flow(
             run_nightly,
             recipe.name,

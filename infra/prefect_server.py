@@ -12,8 +12,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 START_TIMEOUT_S = 300
@@ -23,15 +24,14 @@ LIBC = ctypes.CDLL(None)
 
 
 @contextmanager
-def prefect_api(home: Path, schedules: bool = False) -> Iterator[None]:
+def prefect_api(home: Path, schedules: bool = False) -> Iterator[Callable[[], None]]:
     """Give this process an API of its own, unless PREFECT_API_URL names a server.
 
-    Args:
-        home: As for `running_server`.
-        schedules: As for `running_server`.
+    Yields at once what waits until it can be asked: there are seconds of other work meanwhile.
 
-    Raises:
-        RuntimeError: it does not start.
+    Args:
+        home: As for `starting_server`.
+        schedules: As for `starting_server`.
     """
     from prefect.settings import (
         PREFECT_API_URL,
@@ -41,18 +41,33 @@ def prefect_api(home: Path, schedules: bool = False) -> Iterator[None]:
     )
 
     if get_current_settings().api.url:
-        yield
+        yield lambda: None
         return
-    with running_server(home, schedules) as url:
+    with starting_server(home, schedules) as (url, wait_until_up):
         # Nobody looks at the logs of a server that is gone after the run.
         own = {PREFECT_API_URL: url, PREFECT_LOGGING_TO_API_ENABLED: False}
         with temporary_settings(own):
-            yield
+            yield wait_until_up
 
 
 @contextmanager
 def running_server(home: Path, schedules: bool = False) -> Iterator[str]:
-    """Run Prefect's API on a free port of 127.0.0.1 and yield its URL.
+    """Run Prefect's API as `starting_server` does, and yield its URL when it is up.
+
+    Raises:
+        RuntimeError: it does not start.
+    """
+    with starting_server(home, schedules) as (url, wait_until_up):
+        wait_until_up()
+        yield url
+
+
+@contextmanager
+def starting_server(
+    home: Path, schedules: bool = False
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Start Prefect's API on a free port of 127.0.0.1; yield its URL, and what waits until it is up
+    (RuntimeError: it does not start).
 
     Its database and its log lie in `home`. To be entered from a thread that outlives the server,
     which the kernel ends with the thread that started it.
@@ -60,15 +75,12 @@ def running_server(home: Path, schedules: bool = False) -> Iterator[str]:
     Args:
         home: An existing folder.
         schedules: Start what is scheduled, and find what is late; a single run needs neither.
-
-    Raises:
-        RuntimeError: it does not start.
     """
     port = free_port()
     server = start_server(home, port, schedules)
+    health, log = f"http://127.0.0.1:{port}/api/health", home / "server.log"
     try:
-        wait_until_up(f"http://127.0.0.1:{port}/api/health", server, home / "server.log")
-        yield f"http://127.0.0.1:{port}/api"
+        yield f"http://127.0.0.1:{port}/api", partial(wait_until_up, health, server, log)
     finally:
         server.terminate()
         try:

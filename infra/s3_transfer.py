@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from infra.file_store import temporary_file
-from infra.s3_client import fetch, request
+from infra.s3_client import fetch_into, request
 
 PART_BYTES = 16 * 2**20
-"""What is larger goes in parts of this size."""
+"""What is larger is sent in parts of this size."""
 MAX_PARTS = 10_000
+RANGE_BYTES = 8 * 2**20
+"""What is larger is fetched in ranges of this size."""
+HASHED_BYTES = 2**20
+"""At a time."""
 NUM_THREADS = 10
-"""Parts in memory at a time."""
+"""Parts on their way at a time."""
 
 
 def upload(filesystem: Any, local: Path, **name: str) -> None:
@@ -78,23 +82,24 @@ def download(filesystem: Any, local: Path, attempts: int, **name: str) -> str:
         The sha256 of what was written, in hex.
     """
     head = request(filesystem, "head_object", **name)
-    size = head["ContentLength"]
-    with temporary_file(local.parent) as part:
-        part.touch()
+    size: int = head["ContentLength"]
+    digest, hashed = hashlib.sha256(), memoryview(bytearray(HASHED_BYTES))
+    with (
+        temporary_file(local.parent) as part,
+        part.open("w+b", buffering=0) as file,
+        ThreadPoolExecutor(NUM_THREADS) as pool,
+    ):
 
-        def receive(start: int) -> None:
-            stop = min(start + PART_BYTES, size)
+        def receive(start: int) -> int:
+            stop = min(start + RANGE_BYTES, size)
             wanted = {"Range": f"bytes={start}-{stop - 1}", "IfMatch": head["ETag"]}
-            data = fetch(filesystem, attempts, **name, **wanted)
-            if len(data) != stop - start:
+            got = fetch_into(filesystem, attempts, file.fileno(), start, **name, **wanted)
+            if got != stop - start:
                 raise OSError(errno.EIO, "did not arrive whole", name["Key"])
-            with part.open("r+b") as file:
-                file.seek(start)
-                file.write(data)
+            return stop
 
-        digest = hashlib.sha256()
-        with ThreadPoolExecutor(NUM_THREADS) as pool, part.open("rb") as written:
-            for _ in pool.map(receive, range(0, size, PART_BYTES)):
-                digest.update(written.read(PART_BYTES))
+        for stop in pool.map(receive, range(0, size, RANGE_BYTES)):
+            while (left := stop - file.tell()) > 0:
+                digest.update(hashed[: file.readinto(hashed[:left])])
         part.replace(local)
     return digest.hexdigest()

@@ -9,12 +9,17 @@ from infra.storage import localize
 from tasks.corpus_options import DATA_SET
 from tasks.digests import digest_files
 from tasks.errors import CorpusError
-from tasks.publish.artifact import MANIFEST_NAME, artifact_prefix, list_entries
+from tasks.publish.artifact import list_entries
 from tasks.publish.channels import read_newest
 from tasks.publish.data_card import write_data_card
 from tasks.publish.manifest import DataManifest
 from tasks.publish.provenance import Provenance
-from tasks.publish.publishing import advance_channel, write_artifact
+from tasks.publish.publishing import (
+    advance_channel,
+    is_stored,
+    write_files,
+    write_manifest,
+)
 from tasks.run_records import CorpusResult, PublishedCorpus, StageResult
 
 if TYPE_CHECKING:
@@ -66,9 +71,10 @@ def publish_data(
         stages=[stage for stage in stages if stage.stage in STAGES],
         provenance=provenance,
     )
-    if not store.exists(f"{artifact_prefix(name, DATA_SET, manifest.digest)}/{MANIFEST_NAME}"):
+    if not is_stored(store, name, DATA_SET, manifest.digest):
+        write_files(store, manifest.prefix, folder, "rows/")
         card = write_data_card(manifest, store.uri)
-        write_artifact(store, manifest, folder, "files/rows", card, report_html, signing_key)
+        write_manifest(store, manifest, card, report_html, signing_key)
     return PublishedCorpus(
         digest=manifest.digest,
         uri=f"{store.uri}/{manifest.prefix}",

@@ -2,12 +2,13 @@
 
 Run alone, by path, in isolated mode: nothing of nightpress is imported, so what loads here loads
 for everybody. The exception is nightpress's own layout, which nobody else reads; the answer's
-`loader` says so. A JSON request comes in on stdin, {folder, ids, token_type_ids,
-trust_remote_code}; the last line on stdout answers: of a causal language model with its loss, of
-any other head with its logits.
+`loader` says so, and the process ends with it. Each line on stdin is a request in JSON, {folder,
+ids, token_type_ids, trust_remote_code}; a line on stdout answers it: of a causal language model
+with its loss, of any other head with its logits. What libraries print goes to stderr.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,8 @@ def list_logits(
     return found
 
 
-def main() -> None:
-    request = json.load(sys.stdin)
+def describe(request: dict[str, Any]) -> dict[str, Any]:
+    """Load what a request names and return the answer."""
     folder, trust = Path(request["folder"]), request["trust_remote_code"]
     loader, model, found = load(folder, trust)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -107,7 +108,7 @@ def main() -> None:
             if name_auto_class(folder) == CAUSAL
             else {"logits": list_logits(model, rows, request["token_type_ids"])}
         )
-    answer = {
+    return {
         "loader": loader,
         "architecture": type(model).__name__,
         "missing": sorted(map(str, found["missing_keys"])),
@@ -120,7 +121,16 @@ def main() -> None:
         or getattr(model.config, "quantization_config", None) is not None,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     } | made
-    print(json.dumps(answer))
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        answer = describe(json.loads(line))
+        print(json.dumps(answer), file=answers, flush=True)
+        if answer["loader"] == "nightpress":
+            return
 
 
 if __name__ == "__main__":

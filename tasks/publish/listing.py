@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
@@ -66,19 +67,23 @@ def list_artifacts(store: Store, recipe: str | None = None) -> list[Listing]:
     Raises:
         StorageError: a manifest that the index does not know, or a channel's entry, is damaged.
     """
-    known = {row.prefix: row for row in read_index(store)}
-    recipes = [recipe] if recipe else store.children("artifacts")
-    exports = [(name, export) for name in recipes for export in store.children(f"artifacts/{name}")]
+    known: dict[str, Listing] = {}
+
+    def find_exports(name: str) -> list[tuple[str, str]]:
+        return [(name, export) for export in store.children(f"artifacts/{name}")]
 
     def find(key: tuple[str, str, str]) -> Listing | None:
         return known.get(artifact_prefix(*key)) or read_row(store, key)
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        keys = [key for found in pool.map(partial(find_keys, store), exports) for key in found]
-        serving: dict[str, list[str]] = {}
-        for found in pool.map(partial(find_serving, store), exports):
-            serving |= found
+        index = pool.submit(read_index, store)
+        recipes = [recipe] if recipe else store.children("artifacts")
+        exports = list(chain.from_iterable(pool.map(find_exports, recipes)))
+        served = pool.map(partial(find_serving, store), exports)
+        keys = list(chain.from_iterable(pool.map(partial(find_keys, store), exports)))
+        known |= {row.prefix: row for row in index.result()}
         rows = [row for row in pool.map(find, keys) if row]
+        serving = {prefix: names for found in served for prefix, names in found.items()}
     rows = [row.model_copy(update={"channels": serving.get(row.prefix, [])}) for row in rows]
     rows.sort(key=lambda row: row.created, reverse=True)
     return sorted(rows, key=lambda row: (row.recipe, row.export))

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from tasks.errors import CheckpointError
 from tasks.models.folder import PACKED_ABOUT
+from tasks.publish.loader_process import LoaderProcess
 from tasks.records import ModelRef, Record
 
-PROGRAM = Path(__file__).with_name("fresh_process.py")
-TIMEOUT_S = 1800
 TOLERANCE = 0.01
 """Relative difference in nats/token; casts to bfloat16 stay an order of magnitude below."""
 
@@ -56,20 +52,35 @@ class LoadEvidence(Record):
 
 
 def check_loads(
-    folder: Path, model: ModelRef, probe: Probe, trust_remote_code: bool = False
+    folder: Path,
+    model: ModelRef,
+    probe: Probe,
+    trust_remote_code: bool = False,
+    loader: LoaderProcess | None = None,
 ) -> LoadEvidence:
     """Load a folder with plain `from_pretrained` in a process of its own, or with nightpress's
     loader where the layout is its own.
 
     Args:
         trust_remote_code: Run the Python files that come with it, as the recipe says.
+        loader: The process; None is one for this model alone.
 
     Raises:
         CheckpointError: it does not load, weights are missing or left over, the parameters are
             not as many as the record says, or the loss, or the logits, are not those of the model
             in memory.
     """
-    found = ask_fresh_process(folder, probe, trust_remote_code)
+    with nullcontext(loader) if loader else LoaderProcess() as process:
+        try:
+            found = process.ask(
+                folder=str(folder.resolve()),
+                ids=probe.ids,
+                token_type_ids=probe.token_type_ids,
+                trust_remote_code=trust_remote_code,
+            )
+        except CheckpointError as error:
+            reader = "nightpress" if (folder / PACKED_ABOUT).is_file() else "plain transformers"
+            raise CheckpointError(f"load gate: {reader} cannot load it: {error}") from None
     for kind in ("missing", "unexpected", "mismatched"):
         if found[kind]:
             names = ", ".join(found[kind][:3])
@@ -123,28 +134,3 @@ def compare_logits(found: dict[str, Any], probe: Probe) -> dict[str, float]:
             f"loaded model's differ by {error:.1%} of that on the same {len(probe.ids)} rows"
         )
     return {"logit_error": error}
-
-
-def ask_fresh_process(folder: Path, probe: Probe, trust_remote_code: bool) -> dict[str, Any]:
-    asked = {"folder": str(folder.resolve()), "ids": probe.ids}
-    asked["token_type_ids"] = probe.token_type_ids
-    request = json.dumps(asked | {"trust_remote_code": trust_remote_code})
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    try:
-        process = subprocess.run(
-            [sys.executable, "-I", str(PROGRAM)],
-            input=request,
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise CheckpointError(f"load gate: {folder} did not load within {TIMEOUT_S} s") from None
-    if process.returncode != 0:
-        lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
-        reader = "nightpress" if (folder / PACKED_ABOUT).is_file() else "plain transformers"
-        raise CheckpointError(f"load gate: {reader} cannot load it: {lines[-1]}")
-    answer: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
-    return answer

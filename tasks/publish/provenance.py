@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from infra.gpus import list_gpus
 from tasks.code_version import PACKAGES, ROOT, code_version, library_version
 from tasks.digests import digest_file
 from tasks.quality_records import Metrics
-from tasks.recipe import Recipe
 from tasks.records import CorpusRef, ModelRef, Record
 from tasks.safe_yaml import parse_yaml
+
+if TYPE_CHECKING:
+    from tasks.recipe import Recipe
 
 LIBRARIES = (
     "nightpress",
@@ -112,11 +113,8 @@ def describe_hardware() -> dict[str, str | int]:
         "num_cpus": os.cpu_count() or 1,
         "memory_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**30,
     }
-    if shutil.which("nvidia-smi"):
-        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        found = subprocess.run(query, capture_output=True, text=True, check=False)
-        if found.returncode == 0:
-            facts["gpus"] = ", ".join(found.stdout.split("\n")).strip(", ")
+    if gpus := list_gpus():
+        facts["gpus"] = ", ".join(gpu.name for gpu in gpus)
     return facts
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from infra.storage import localize, put_folder
 from tasks.digests import digest_file
 from tasks.errors import QualityGateError, StorageError
-from tasks.publish.artifact import MANIFEST_NAME, artifact_prefix, list_entries
+from tasks.publish.artifact import MANIFEST_NAME, FileEntry, artifact_prefix, list_entries
 from tasks.publish.channels import ChannelEntry, append_entry, read_newest, read_turned_away
 from tasks.publish.load_check import Probe, check_loads
+from tasks.publish.loader_process import LoaderProcess
 from tasks.publish.manifest import (
     AnyManifest,
     Manifest,
@@ -65,6 +67,7 @@ def publish_export(
     by: str,
     why: str,
     regate: Regate,
+    loader: LoaderProcess | None = None,
     signing_key: Path | None = None,
 ) -> Publication:
     """Put an export into the store and make the channel serve it.
@@ -76,6 +79,7 @@ def publish_export(
     Args:
         probe: Held-out windows for the load gate.
         by: Who publishes, for the channel's history.
+        loader: What loads it for the load gate; None is a process of its own.
         signing_key: PEM file of the ed25519 key that signs the manifest.
 
     Raises:
@@ -86,33 +90,45 @@ def publish_export(
     """
     assert release.gate.passed
     name, export, digest = release.provenance.recipe["name"], release.export, release.model.digest
-    if store.exists(f"{artifact_prefix(name, export, digest)}/{MANIFEST_NAME}"):
+    if is_stored(store, name, export, digest):
         manifest = read_model_manifest(store, name, export, digest)
         restore_files(store, manifest, release.model)
     else:
-        manifest = upload(store, release, probe, report_html, signing_key)
+        manifest = upload(store, release, probe, report_html, loader, signing_key)
     outcome = advance_channel(store, manifest, release.champion, channel, by, why, regate)
     return Publication(artifact=artifact_ref(store, manifest), outcome=outcome)
 
 
+def is_stored(store: Store, recipe_name: str, export: str, digest: str) -> bool:
+    """Tell whether an artifact is in the store, whole: its manifest was written last."""
+    return store.exists(f"{artifact_prefix(recipe_name, export, digest)}/{MANIFEST_NAME}")
+
+
 def upload(
-    store: Store, release: Release, probe: Probe, report_html: str, signing_key: Path | None
+    store: Store,
+    release: Release,
+    probe: Probe,
+    report_html: str,
+    loader: LoaderProcess | None,
+    signing_key: Path | None,
 ) -> Manifest:
     """Check that the model loads, then write the artifact."""
     folder = localize(store, release.model.uri)
+    load_check = check_loads(folder, release.model, probe, trusts_code(release), loader)
+    name = release.provenance.recipe["name"]
+    prefix = artifact_prefix(name, release.export, release.model.digest)
     manifest = make_manifest(
         provenance=release.provenance,
         export=release.export,
         model=release.model,
-        files=list_entries(folder),
+        files=write_files(store, prefix, folder),
         metrics=release.metrics,
         gate=release.gate,
-        load_check=check_loads(folder, release.model, probe, trusts_code(release)),
+        load_check=load_check,
         stages=release.stages,
         parent=release.champion,
     )
-    card = write_model_card(manifest, store.uri)
-    write_artifact(store, manifest, folder, "files", card, report_html, signing_key)
+    write_manifest(store, manifest, write_model_card(manifest, store.uri), report_html, signing_key)
     return read_model_manifest(store, manifest.recipe_name, manifest.export, manifest.digest)
 
 
@@ -127,31 +143,46 @@ def restore_files(store: Store, manifest: Manifest, model: ModelRef) -> None:
             store.put_file(folder / path, f"{prefix}/{path}")
 
 
-def write_artifact(
-    store: Store,
-    manifest: AnyManifest,
-    folder: Path,
-    place: str,
-    card: str,
-    report_html: str,
-    signing_key: Path | None,
-) -> None:
-    """Write an artifact's files, its card and report, and the manifest last.
+def write_files(store: Store, prefix: str, folder: Path, place: str = "") -> dict[str, FileEntry]:
+    """Upload an artifact's files, and hash them meanwhile.
 
     Args:
-        folder: Holds the files.
-        place: Of the folder within the artifact: `files`, or below it.
+        prefix: Of the artifact.
+        place: Of the folder among the files: empty, or ending in a slash.
+
+    Returns:
+        The files by their path.
+
+    Raises:
+        StorageError: they did not arrive, or others are there.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        hashed = pool.submit(list_entries, folder)
+        try:
+            put_folder(store, folder, f"{prefix}/files/{place}".rstrip("/"))
+            stored = store.sizes(f"{prefix}/files")
+        except OSError as error:
+            raise StorageError(f"{store.uri}/{prefix} could not be written: {error}") from error
+    files = {f"{place}{path}": entry for path, entry in hashed.result().items()}
+    expected = {f"{prefix}/files/{path}": entry.bytes for path, entry in files.items()}
+    if stored != expected:
+        wrong = sorted(set(stored.items()) ^ set(expected.items()))[0][0]
+        raise StorageError(f"{store.uri}/{wrong} is not what was uploaded")
+    return files
+
+
+def write_manifest(
+    store: Store, manifest: AnyManifest, card: str, report_html: str, signing_key: Path | None
+) -> None:
+    """Write an artifact's card and report, and its manifest, which makes it whole.
+
+    Raises:
+        StorageError: the store refuses one, or returned another manifest than was written.
     """
     prefix = manifest.prefix
     try:
-        put_folder(store, folder, f"{prefix}/{place}")
         store.write(f"{prefix}/README.md", card.encode())
         store.write(f"{prefix}/report.html", report_html.encode())
-        expected = {f"{prefix}/files/{path}": f.bytes for path, f in manifest.files.items()}
-        stored = store.sizes(f"{prefix}/files")
-        if stored != expected:
-            wrong = sorted(set(stored.items()) ^ set(expected.items()))[0][0]
-            raise StorageError(f"{store.uri}/{wrong} is not what was uploaded")
         data = manifest.to_json()
         if signing_key:
             data = sign_manifest(store, prefix, data, signing_key)

@@ -84,7 +84,7 @@ def publish(store: FileStore, folder: Path, key: Path | None, created: str = "20
         provenance=provenance(folder, created),
     )
     publish_export(
-        store, release, Probe(ids=[], nats_per_token=0), "", "nightly", "n", "w", None, key
+        store, release, Probe(ids=[], nats_per_token=0), "", "nightly", "n", "w", None, None, key
     )
 
 

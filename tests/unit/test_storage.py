@@ -1,6 +1,7 @@
 """What happens to a store when something goes wrong: crashes, full disks, faulty networks."""
 
 import errno
+import hashlib
 import os
 import random
 import shutil
@@ -304,7 +305,7 @@ def test_a_part_that_never_arrives_leaves_no_object(
 def test_a_large_download_asks_again_for_the_part_that_broke_off(
     bucket: S3Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(s3_transfer, "PART_BYTES", 100_000)
+    monkeypatch.setattr(s3_transfer, "RANGE_BYTES", 100_000)
     data = os.urandom(1_234_567)
     bucket.write("key", data)
     num_gets = 0
@@ -315,15 +316,16 @@ def test_a_large_download_asks_again_for_the_part_that_broke_off(
         return "cut answer" if request.method == "GET" and request.number == 1 else None
 
     with faults(monkeypatch, cut_second):
-        bucket.get_file("key", tmp_path / "copy")
+        digest = bucket.get_file("key", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == data
+    assert digest == hashlib.sha256(data).hexdigest()
     assert num_gets == 13 + 1
 
 
 def test_an_object_replaced_during_its_download_is_an_error(
     bucket: S3Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(s3_transfer, "PART_BYTES", 100_000)
+    monkeypatch.setattr(s3_transfer, "RANGE_BYTES", 100_000)
     bucket.write("key", b"1" * 1_000_000)
     (tmp_path / "copy").write_bytes(b"old")
 
@@ -444,7 +446,7 @@ def test_preflight_of_a_server_that_does_not_answer(
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         began = time.monotonic()
         (finding,) = check_store(bucket.uri, timeout_s=timeout_s)
-        assert time.monotonic() - began < timeout_s + 1
+        assert time.monotonic() - began < timeout_s + 5
     assert "cannot be reached" in finding.message
 
 

@@ -19,5 +19,6 @@ def nothing() -> None:
 
 if __name__ == "__main__":
     quiet_environment(read_settings())
-    with prefect_api(Path(sys.argv[1])):
+    with prefect_api(Path(sys.argv[1])) as wait_until_up:
+        wait_until_up()
         nothing()
