@@ -32,6 +32,7 @@ from flows.command_options import (
     how_to_go_on,
     load,
     run_to_end,
+    starting_api,
     store_of,
 )
 from infra.redaction import redact
@@ -83,10 +84,11 @@ def run(
     if deadline is not None:
         overrides = [*(overrides or []), f"schedule.deadline={json.dumps(deadline)}"]
     loaded = load(recipe, overrides)
-    from flows.compress_model import compress_model
-    from flows.tables import print_run
+    with starting_api() as wait_until_up:
+        from flows.compress_model import compress_model
+        from flows.tables import print_run
 
-    record = run_to_end(compress_model, loaded)
+        record = run_to_end(compress_model, loaded, wait_until_up)
     emit(record.model_dump(mode="json")) if as_json else print_run(record)
     exit_at_deadline(record)
     if record.status == "refused":

@@ -13,6 +13,9 @@ import typer
 from infra.settings import quiet_environment, read_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
     from prefect import Flow
 
     from infra.storage import Store
@@ -58,12 +61,23 @@ def store_of(recipe: Recipe) -> Store:
     return open_store(settings.store_uri(recipe.publish.store), settings.home / "cache")
 
 
+def starting_api() -> AbstractContextManager[Callable[[], None]]:
+    """Give a run Prefect's API; what it yields waits until it is up. Heavy imports go inside."""
+    from infra.prefect_server import prefect_api
+
+    return prefect_api(read_settings().home / "prefect")
+
+
 def run_to_end(
-    flow: Flow[[Recipe], RunRecord], recipe: Recipe, corpus_alone: bool = False
+    flow: Flow[[Recipe], RunRecord],
+    recipe: Recipe,
+    wait_until_up: Callable[[], None],
+    corpus_alone: bool = False,
 ) -> RunRecord:
-    """Run a flow on a recipe that its preflight finds good, with Prefect's API for it.
+    """Run a flow on a recipe that its preflight finds good.
 
     Args:
+        wait_until_up: Returns when Prefect's API can be asked; the preflight does not need it.
         corpus_alone: The flow ends with the corpus.
 
     Raises:
@@ -72,16 +86,14 @@ def run_to_end(
     """
     from flows.preflight import preflight
     from flows.recorded_night import run_flow
-    from infra.prefect_server import prefect_api
     from tasks.errors import CompressionError
 
-    with prefect_api(read_settings().home / "prefect") as wait_until_up:
-        preflight(recipe, corpus_alone)
-        wait_until_up()
-        try:
-            return run_flow(flow, recipe)
-        except ValueError as error:
-            raise CompressionError(str(error)) from error
+    preflight(recipe, corpus_alone)
+    wait_until_up()
+    try:
+        return run_flow(flow, recipe)
+    except ValueError as error:
+        raise CompressionError(str(error)) from error
 
 
 def exit_at_deadline(record: RunRecord) -> None:

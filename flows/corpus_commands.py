@@ -16,6 +16,7 @@ from flows.command_options import (
     exit_at_deadline,
     load,
     run_to_end,
+    starting_api,
     store_of,
 )
 
@@ -33,10 +34,11 @@ def build(
 ) -> None:
     """Generate, label, filter and pack the rows of a recipe; a later `run` finds them stored."""
     loaded = load(recipe, [*(overrides or []), *["corpus.publish=true"] * publish])
-    from flows.corpus_tables import print_built
-    from flows.make_corpus import build_corpus
+    with starting_api() as wait_until_up:
+        from flows.corpus_tables import print_built
+        from flows.make_corpus import build_corpus
 
-    record = run_to_end(build_corpus, loaded, corpus_alone=True)
+        record = run_to_end(build_corpus, loaded, wait_until_up, corpus_alone=True)
     emit(record.model_dump(mode="json")) if as_json else print_built(record)
     exit_at_deadline(record)
 

@@ -2,7 +2,7 @@
 
 What a night does for an export after its gate and its load check; it prints the seconds, from when
 all libraries are imported and the store has answered once, as they are and it has in a night. The
-export's digest is known by then: its stage's record has it.
+export's digest and the run's provenance are known by then.
 """
 
 import json
@@ -16,16 +16,17 @@ from tasks.publish.artifact import artifact_prefix
 from tasks.publish.channels import append_entry, read_newest
 from tasks.publish.load_check import LoadEvidence
 from tasks.publish.manifest import make_manifest
+from tasks.publish.provenance import Provenance
 from tasks.publish.publishing import write_files, write_manifest
 from tasks.records import ModelRef
 from tests.unit.artifact_factory import metrics, passed_gate, provenance
 
 
-def publish(folder: Path, store_uri: str, digest: str) -> None:
+def publish(folder: Path, store_uri: str, digest: str, made_by: Provenance) -> None:
     store = open_store(store_uri)
     files = write_files(store, artifact_prefix("tiny", "int4", digest), folder)
     manifest = make_manifest(
-        provenance=provenance(folder),
+        provenance=made_by,
         export="int4",
         model=ModelRef(
             uri=str(folder),
@@ -56,6 +57,7 @@ if __name__ == "__main__":
     open_store(sys.argv[2]).exists("any")
     digest = digests.digest_folder(Path(sys.argv[1]))
     digests._digest_file.cache_clear()
+    made_by = provenance(Path(sys.argv[1]))
     began = time.monotonic()
-    publish(Path(sys.argv[1]), sys.argv[2], digest)
+    publish(Path(sys.argv[1]), sys.argv[2], digest, made_by)
     print(json.dumps({"seconds": time.monotonic() - began}))
