@@ -14,7 +14,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 START_TIMEOUT_S = 300
@@ -78,11 +77,18 @@ def starting_server(
     """
     port = free_port()
     server = start_server(home, port, schedules)
-    health, log = f"http://127.0.0.1:{port}/api/health", home / "server.log"
+    is_up = False
+
+    def wait() -> None:
+        nonlocal is_up
+        wait_until_up(f"http://127.0.0.1:{port}/api/health", server, home / "server.log")
+        is_up = True
+
     try:
-        yield f"http://127.0.0.1:{port}/api", partial(wait_until_up, health, server, log)
+        yield f"http://127.0.0.1:{port}/api", wait
     finally:
-        server.terminate()
+        # One that still starts would do that first; its database bears to be cut off.
+        server.send_signal(signal.SIGTERM if is_up else signal.SIGKILL)
         try:
             server.wait(timeout=5)
         except subprocess.TimeoutExpired:
