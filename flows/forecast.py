@@ -4,8 +4,8 @@
     span          = sum over what was handed to workers of ceil(units / workers) x seconds a unit
 
 What is not span stays as it is: the driver's own work, the start of workers, what they load. A
-span's work grows with the stage's operations, and shrinks with the device's speed; the units of a
-sweep grow in number, and a single unit is never divided. A process group's ranks share their work,
+span's work grows with its operations, and shrinks with the device's speed; the units of a sweep
+grow in number, and a single unit is never divided. A process group's ranks share their work,
 so that more of them finish it sooner, in proportion. What workers tell each other is not counted.
 """
 
@@ -15,6 +15,7 @@ import math
 from typing import NamedTuple
 
 from flows.devices import Cluster, recognize
+from flows.operations import ALL_OTHERS
 from tasks.run_records import Effort, Fanout
 
 
@@ -23,36 +24,48 @@ class Measured(NamedTuple):
 
     seconds: float
     effort: Effort
-    operations: float | None
+    operations: dict[str, float]
+    """As `count_operations` returns them."""
 
 
 def forecast(
-    operations: float | None, in_half: bool, measured: Measured | None, there: Cluster, workers: int
+    operations: dict[str, float],
+    in_half: bool,
+    measured: Measured | None,
+    there: Cluster,
+    workers: int,
 ) -> float | None:
     """Return a stage's seconds on a cluster; None where there is nothing to go by.
 
     Args:
-        operations: Of the stage; None where it runs no model, so that no device makes it faster.
+        operations: Of the stage, by group of units; empty where it runs no model, so that no
+            device makes it faster.
         in_half: Whether they are in 16 bits.
         measured: The stage or one like it; None for arithmetic alone.
         workers: Of the cluster that the stage can use.
     """
     if measured is None:
-        return None if operations is None else operations / there.device.speed(in_half) / workers
-    more = faster = 1.0
-    if operations is not None:
-        more = operations / measured.operations if measured.operations else 1.0
+        total = sum(operations.values())
+        return total / there.device.speed(in_half) / workers if operations else None
+    faster = 1.0
+    if operations:
         here = [recognize(name) for name in measured.effort.devices]
         slowest = min(device.speed(in_half) for device in here if device)
         faster = there.device.speed(in_half) / slowest
     fanouts = measured.effort.fanouts
     spent = sum(span(fanout, fanout.num_workers, 1.0) for fanout in fanouts)
-    work = more / faster
-    expected = sum(
-        span(stretch(fanout, more), usable(fanout, measured.effort, there), work)
-        for fanout in fanouts
-    )
+    expected = 0.0
+    for fanout in fanouts:
+        more = growth(fanout.group, operations, measured.operations)
+        num_workers = usable(fanout, measured.effort, there)
+        expected += span(stretch(fanout, more), num_workers, more / faster)
     return max(measured.seconds - spent, 0.0) + expected
+
+
+def growth(group: str, now: dict[str, float], then: dict[str, float]) -> float:
+    """Return how many times the operations of a group of units there are now."""
+    key = group if group in now and group in then else ALL_OTHERS
+    return now[key] / then[key] if now.get(key) and then.get(key) else 1.0
 
 
 def span(fanout: Fanout, num_workers: int, work: float) -> float:

@@ -33,7 +33,7 @@ def last_measured(history: Sequence[RunRecord], title: str, name: str) -> Measur
     for run in history:
         for stage in run.stages:
             if (stage.title, stage.stage) == (title, name) and is_telling(stage.effort):
-                return Measured(stage.seconds, stage.effort, stage.operations)
+                return Measured(stage.seconds, stage.effort, stage.operations_by_group)
     return None
 
 

@@ -84,7 +84,7 @@ class Night:
         )
         completion = state.result()
         assert isinstance(completion, Completion)
-        effort = completion.effort
+        effort, operations = completion.effort, count_operations(stage)
         self.results.append(
             StageResult(
                 title=title,
@@ -94,7 +94,8 @@ class Night:
                 seconds=completion.seconds,
                 nodes=completion.nodes,
                 peak_bytes=completion.peak_bytes,
-                operations=count_operations(stage),
+                operations=sum(operations.values()) if operations else None,
+                operations_by_group=operations,
                 effort=effort,
                 cost=cost_of(self.recipe, completion.seconds, effort) if effort else None,
             )

@@ -7,12 +7,14 @@ from typing import Any
 from tasks.stage import Stage
 
 HALF = ("bfloat16", "float16")
+ALL_OTHERS = ""
+"""In place of the groups of units that are not named: their work grows together."""
 
 
-def count_operations(stage: Stage) -> float | None:
-    """Count 2 for each parameter and token forwards, 6 with the backward pass.
+def count_operations(stage: Stage) -> dict[str, float]:
+    """Count 2 for each parameter and token forwards, 6 with the backward pass, by group of units.
 
-    None of a stage that runs no model, or whose text is not there yet to be counted.
+    Empty for a stage that runs no model, or whose text is not there yet to be counted.
 
     Reference: Kaplan et al. 2020, arXiv 2001.08361, section 2.1.
     """
@@ -22,20 +24,22 @@ def count_operations(stage: Stage) -> float | None:
     if stage.name in ("source", "label"):
         sampled: int = options["options"].get("num_tokens", 0)
         if "teacher" not in inputs or not sampled:
-            return None
+            return {}
         operations = 2 * inputs["teacher"].num_parameters * sampled
     elif stage.name == "prune":
         sweep = options["num_submodels"] * options["windows_per_submodel"] * options["window"]
         sweep *= 4 if options["repair"] else 1  # repaired on twice as many windows
+        others = 4 * calibration_tokens
         if options["budget"]:  # four kinds at four levels, on all windows with the repair's
-            sweep += 16 * calibration_tokens
+            others += 16 * calibration_tokens
         if options["shape"] != "uniform":  # about 30 layers of two sublayers at two widths
-            sweep += 120 * calibration_tokens
-        operations = 2 * inputs["model"].num_parameters * (sweep + 4 * calibration_tokens)
+            others += 120 * calibration_tokens
+        per_token = 2.0 * inputs["model"].num_parameters
+        return {"sweep": per_token * sweep, ALL_OTHERS: per_token * others}
     elif stage.name == "teacher_logits":
         num_blocks = getattr(inputs["corpus"], "num_blocks", None)
         if num_blocks is None:
-            return None
+            return {}
         num_tokens = num_blocks * inputs["corpus"].block_tokens
         operations = 2 * inputs["teacher"].num_parameters * num_tokens
     elif stage.name == "distill":
@@ -50,8 +54,8 @@ def count_operations(stage: Stage) -> float | None:
     elif stage.name == "inspect":  # a window at the most of each of 14 documents
         operations = 2 * inputs["model"].num_parameters * 14 * options["window"]
     else:
-        return None
-    return float(operations)
+        return {}
+    return {ALL_OTHERS: float(operations)}
 
 
 def computes_in_half(stage: Stage) -> bool:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -31,11 +32,24 @@ class Reading:
     """What some work took; filled in at its end."""
 
     seconds: float = 0.0
+    loading_s: float = 0.0
+    """Of these, until the work said that it begins: it will not grow with the work."""
     joules: float | None = None
     """None where no meter could be read."""
     meters: list[str] = field(default_factory=list)
     devices: list[str] = field(default_factory=list)
     """The GPUs that were in use, else the processor."""
+
+
+CURRENT: ContextVar[tuple[Reading, float] | None] = ContextVar("reading", default=None)
+"""What is metered now, and when that began."""
+
+
+def work_begins() -> None:
+    """Say that all is imported and loaded, where the work at hand is metered."""
+    if current := CURRENT.get():
+        reading, began = current
+        reading.loading_s = time.monotonic() - began
 
 
 @contextmanager
@@ -45,10 +59,12 @@ def metered() -> Iterator[Reading]:
     began = time.monotonic()
     processor = RaplCounter(find_zones())
     before = {gpu.index: gpu.joules for gpu in list_gpus()}
+    token = CURRENT.set((reading, began))
     try:
         with processor.watched():
             yield reading
     finally:
+        CURRENT.reset(token)
         reading.seconds = time.monotonic() - began
         gpus = gpus_in_use()
         reading.devices = [gpu.name for gpu in gpus] or [processor_name()]

@@ -35,7 +35,7 @@ class Tally:
                 num_units=len(readings),
                 num_stored=num_stored,
                 num_workers=num_workers,
-                worker_seconds=round(sum(reading.seconds for reading in readings), 3),
+                worker_seconds=round(sum(r.seconds - r.loading_s for r in readings), 3),
                 in_step=in_step,
             )
         )

@@ -51,7 +51,7 @@ class Fanout(Record):
     num_workers: int
     """At work at a time, at the most; fewer than the run had where the stage allows no more."""
     worker_seconds: float
-    """Summed over the workers: at work on units, without their start and what they loaded."""
+    """Summed over the workers: at work on units, without their start and what they loaded first."""
     in_step: bool = False
     """A process group: its ranks share one piece of work, and more of them finish it sooner."""
 
@@ -98,6 +98,8 @@ class StageResult(Record):
     """Most memory that one of its workers held then; None where it was not measured."""
     operations: float | None = None
     """Floating-point operations, by the arithmetic of `nightpress plan`; None where it has none."""
+    operations_by_group: dict[str, float] = Field(default_factory=dict)
+    """The same, by group of units where the groups' work grows apart; "" is all others."""
     effort: Effort | None = None
     """None where it was computed before efforts were measured."""
     cost: Cost | None = None

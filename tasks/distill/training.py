@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from infra.energy import work_begins
 from tasks.distill.blocks import Blocks, batch_rows, derive_seed, load_blocks
 from tasks.distill.checkpoints import best_marker, load_newest, save_checkpoint, steps_of
 from tasks.distill.deepspeed_config import Batch, learning_rate_at
@@ -73,6 +74,7 @@ def train_together(job: TrainingJob, launch: str, ranks: list[dict[str, Any]]) -
     curve = load_newest(models.engine, job.store, job.prefix)
     progress.begin(curve)
     every = options["checkpoint_steps"]
+    work_begins()
     while len(curve) < job.num_steps:
         curve.append(train_step(len(curve), job, models, blocks, batch))
         done = len(curve) == job.num_steps

@@ -2,13 +2,14 @@
 
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from infra import energy
-from infra.energy import RaplCounter, find_zones, gpus_in_use, metered
+from infra.energy import RaplCounter, find_zones, gpus_in_use, metered, work_begins
 from infra.gpus import Gpu
 
 SPAN = 10**9
@@ -85,6 +86,16 @@ def test_long_work_is_sampled_before_a_counter_laps_us(
         assert seen.wait(10)
         zones.count("intel-rapl:0", SPAN + 2_000_000 - 1_000_000)
     assert counter.joules == pytest.approx(1001.0)
+
+
+def test_what_is_loaded_first_is_told_apart_from_the_work(zones: Zones) -> None:
+    with metered() as outer:
+        with metered() as reading:
+            time.sleep(0.05)
+            work_begins()
+        assert 0.05 <= reading.loading_s <= reading.seconds
+    assert outer.loading_s == 0
+    work_begins()  # where nothing is metered
 
 
 def test_without_a_meter_there_is_no_figure(

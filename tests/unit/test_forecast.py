@@ -1,7 +1,6 @@
 """`plan --cluster`: what a measured stage takes elsewhere, and where there is nothing to go by."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +15,7 @@ from tasks.inputs import find_inputs
 from tasks.recipe_file import load_recipe
 from tasks.run_records import Effort, Fanout, RunRecord
 
+GROUPS = (("sweep", 4, 40.0), ("cut", 1, 50.0))
 XEON, H100 = "Intel(R) Xeon(R) Processor", "NVIDIA H100 80GB HBM3"
 
 
@@ -34,14 +34,14 @@ def measured(
     *fanouts: Fanout,
     device: str = XEON,
     num_workers: int = 1,
-    operations: Any = 1e12,
+    runs_model: bool = True,
 ) -> Measured:
     effort = Effort(num_workers=num_workers, fanouts=list(fanouts), devices=[device])
-    return Measured(seconds, effort, operations)
+    return Measured(seconds, effort, {"": 1e12} if runs_model else {})
 
 
 def on_cpus(num_workers: int, found: Measured, more: float = 1.0) -> float | None:
-    operations = None if found.operations is None else found.operations * more
+    operations = {group: count * more for group, count in found.operations.items()}
     return forecast(operations, False, found, Cluster(num_workers, CPU), num_workers)
 
 
@@ -58,6 +58,14 @@ def test_twice_the_work_is_twice_the_units_or_a_longer_one() -> None:
     assert on_cpus(8, measured(30, fanout(1, 1, 20)), more=2) == pytest.approx(10 + 40)
 
 
+def test_groups_of_units_grow_apart() -> None:
+    """Twice the sub-models of a sweep, and the same cut."""
+    sweep, cut = (fanout(n, 1, s).model_copy(update={"group": g}) for g, n, s in GROUPS)
+    found = measured(100, sweep, cut)._replace(operations={"sweep": 1e12, "": 3e12})
+    more = {"sweep": 2e12, "": 3e12}
+    assert forecast(more, False, found, Cluster(1, CPU), 1) == pytest.approx(100 + 40)
+
+
 def test_a_groups_ranks_share_the_work() -> None:
     found = measured(70, fanout(2, 2, 120, in_step=True), num_workers=2)
     assert on_cpus(8, found) == pytest.approx(10 + 15)
@@ -70,18 +78,18 @@ def test_a_stages_own_limit_stays() -> None:
 
 def test_a_faster_device_shortens_what_it_computes_and_nothing_else() -> None:
     found = measured(110, fanout(4, 4, 400), device=H100, num_workers=4)
-    on_h200 = forecast(1e12, True, found, parse_cluster("4xH200"), 4)
-    on_b200 = forecast(1e12, True, found, parse_cluster("4xB200"), 4)
+    on_h200 = forecast({"": 1e12}, True, found, parse_cluster("4xH200"), 4)
+    on_b200 = forecast({"": 1e12}, True, found, parse_cluster("4xB200"), 4)
     assert on_h200 == pytest.approx(110)
     assert on_b200 == pytest.approx(10 + 100 * 989 / 2250)
-    no_model = measured(110, fanout(4, 4, 400), operations=None)
-    assert forecast(None, False, no_model, parse_cluster("4xH100"), 4) == pytest.approx(110)
+    no_model = measured(110, fanout(4, 4, 400), runs_model=False)
+    assert forecast({}, False, no_model, parse_cluster("4xH100"), 4) == pytest.approx(110)
 
 
 def test_arithmetic_where_nothing_was_measured() -> None:
     cluster = parse_cluster("8xH100")
-    assert forecast(989e12 * 0.3 * 8, True, None, cluster, 8) == pytest.approx(1.0)
-    assert forecast(None, True, None, cluster, 8) is None
+    assert forecast({"": 989e12 * 0.3 * 8}, True, None, cluster, 8) == pytest.approx(1.0)
+    assert forecast({}, True, None, cluster, 8) is None
 
 
 @settings(max_examples=50)
@@ -150,7 +158,7 @@ def run_record(title: str, stage: str, found: Measured) -> RunRecord:
                     "outcome": "computed",
                     "seconds": found.seconds,
                     "nodes": ["node"],
-                    "operations": found.operations,
+                    "operations_by_group": found.operations,
                     "effort": found.effort,
                 }
             ],
@@ -166,7 +174,7 @@ def test_a_plan_goes_by_the_newest_night_that_can_tell(recipe_file: Path, tmp_pa
     resumed = fanout(2, 1, 5).model_copy(update={"num_stored": 3})
     history = [
         run_record("1 prune", "prune", measured(9, resumed)),
-        run_record("1 prune", "prune", measured(110, fanout(4, 1, 100), operations=None)),
+        run_record("1 prune", "prune", measured(110, fanout(4, 1, 100), runs_model=False)),
     ]
     plan = make_plan(
         recipe,
