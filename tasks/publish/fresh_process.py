@@ -2,9 +2,9 @@
 
 Run alone, by path, in isolated mode: nothing of nightpress is imported, so what loads here loads
 for everybody. The exception is nightpress's own layout, which nobody else reads; the answer's
-`loader` says so, and the process ends with it. Each line on stdin is a request in JSON, {folder,
-ids, token_type_ids, trust_remote_code}; a line on stdout answers it: of a causal language model
-with its loss, of any other head with its logits. What libraries print goes to stderr.
+`loader` says so. Each line on stdin is a request in JSON, {folder, ids, token_type_ids,
+trust_remote_code}; a line on stdout answers it: of a causal language model with its loss, of any
+other head with its logits. What libraries print goes to stderr.
 """
 
 import json
@@ -127,10 +127,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for line in sys.stdin:
-        answer = describe(json.loads(line))
-        print(json.dumps(answer), file=answers, flush=True)
-        if answer["loader"] == "nightpress":
-            return
+        print(json.dumps(describe(json.loads(line))), file=answers, flush=True)
 
 
 if __name__ == "__main__":

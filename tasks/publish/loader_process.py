@@ -21,8 +21,8 @@ TIMEOUT_S = 1800
 class LoaderProcess:
     """Runs `fresh_process.py`, which imports transformers once for all models that it is asked for.
 
-    It is started by the first question, or before, so that who asks need not wait for its imports;
-    one that died, or that ended because it had to import nightpress, is started anew.
+    It is started by the first question, or before, so that who asks need not wait for its imports.
+    Where it died, or had to import nightpress, the next question starts another one.
     """
 
     def __init__(self) -> None:
@@ -73,6 +73,8 @@ class LoaderProcess:
             late.cancel()
         if answer.endswith("\n"):
             found: dict[str, Any] = json.loads(answer)
+            if found["loader"] == "nightpress":
+                self.close()
             return found
         status = process.wait()
         if not in_time:

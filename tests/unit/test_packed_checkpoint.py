@@ -21,6 +21,7 @@ from tasks.models.quantized_linear import BinaryLinear, Int8Linear, PackedLinear
 from tasks.models.quantized_tensor import QuantizedTensor
 from tasks.plugins import plugin_names
 from tasks.publish.load_check import Probe, check_loads
+from tasks.publish.loader_process import LoaderProcess
 from tasks.publish.model_card import write_model_card
 from tasks.quantize.block import Block
 from tasks.quantize.checkpoint_tensors import read_tensors
@@ -229,7 +230,11 @@ def test_a_fresh_process_loads_it_and_the_evidence_names_the_loader(
     nats = float(torch.nn.functional.cross_entropy(logits, IDS[:, 1:].flatten()))
     record = describe_model(packed, "store://x", count_parameters(tiny_llama))
     probe = Probe(ids=IDS.tolist(), nats_per_token=nats)
-    evidence = check_loads(packed, record, probe)
+    with LoaderProcess() as loader:
+        first = loader.start()
+        evidence = check_loads(packed, record, probe, loader=loader)
+        assert first.poll() is not None, "what has imported nightpress is no stranger any more"
+        assert check_loads(packed, record, probe, loader=loader) == evidence
     assert evidence.loader == "nightpress"
     assert evidence.nats_per_token == pytest.approx(nats, rel=1e-4)
     (packed / "nightpress.json").write_text("{}")
