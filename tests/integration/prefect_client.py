@@ -21,6 +21,8 @@ NUM_TRIES = 5
 
 FIRES_WITHIN_S = 480
 """A minute until the cron's next one, the start of a server, and the night, on a busy machine."""
+ENDS_WITHIN_S = 300
+"""A worker of Prefect that is asked to stop lets the night that runs come to its end."""
 
 
 def prefect(place: Workplace, *arguments: str) -> subprocess.Popen[str]:
@@ -113,7 +115,7 @@ def stopped_at_the_end(process: subprocess.Popen[str]) -> Iterator[list[int]]:
         family = psutil.Process(process.pid).children(recursive=True) if alive else []
         process.send_signal(signal.SIGTERM)
         try:
-            process.communicate(timeout=120)
+            process.communicate(timeout=ENDS_WITHIN_S)
         finally:
             process.kill()
         codes.append(process.returncode)

@@ -14,6 +14,7 @@ import yaml
 
 from tests.integration.pipeline import Workplace
 from tests.integration.prefect_client import (
+    ENDS_WITHIN_S,
     ask,
     cancel,
     make_pool,
@@ -106,7 +107,7 @@ def deployed(place: Workplace, recipe: Path) -> Iterator[str]:
 def end(process: subprocess.Popen[str]) -> None:
     process.terminate()
     try:
-        process.communicate(timeout=60)
+        process.communicate(timeout=ENDS_WITHIN_S)
     finally:
         process.kill()
 
