@@ -83,13 +83,21 @@ def runs(
 ) -> None:
     """List the runs of a recipe, the newest first, whatever their end."""
     from flows.tables import print_runs
-    from tasks.publish.run_history import read_runs
+    from tasks.publish.names import check_name
+    from tasks.publish.run_history import read_runs, unfinished_runs
 
-    records = read_runs(store_at(store), name)
+    place = store_at(store)
+    unfinished = unfinished_runs(place, check_name("recipe", name))
+    records = read_runs(place, name, is_known=bool(unfinished))
     if as_json:
-        emit({"runs": [record.model_dump(mode="json") for record in records]})
+        emit(
+            {
+                "runs": [record.model_dump(mode="json") for record in records],
+                "unfinished": [run.model_dump(mode="json") for run in unfinished],
+            }
+        )
     else:
-        print_runs(records)
+        print_runs(records, unfinished)
 
 
 @app.command()

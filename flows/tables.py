@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tasks.publish.garbage import Garbage
     from tasks.publish.listing import Listing
     from tasks.publish.manifest import Manifest
+    from tasks.publish.run_history import UnfinishedRun
     from tasks.quality_records import Metrics
     from tasks.run_records import RunRecord
 
@@ -140,20 +141,21 @@ def print_artifacts(artifacts: list[Listing]) -> None:
     console().print(table if artifacts else "no artifacts")
 
 
-def print_runs(records: list[RunRecord]) -> None:
+def print_runs(records: list[RunRecord], unfinished: list[UnfinishedRun]) -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("run", "started", "status", "time", "exports"):
         table.add_column(name)
+    rows: list[tuple[str, ...]] = [
+        (run.run_id, run.started, run.status, "", " ") for run in unfinished
+    ]
     for record in records:
         exports = ", ".join(f"{e.export} {e.outcome}" for e in record.exports)
-        table.add_row(
-            record.run_id,
-            record.started,
-            record.status,
-            format_seconds(record.seconds),
-            exports or (record.error or ("corpus" if record.corpus else " ")).splitlines()[0],
-        )
-    console().print(table if records else "no runs")
+        told = exports or (record.error or ("corpus" if record.corpus else " ")).splitlines()[0]
+        seconds = format_seconds(record.seconds)
+        rows.append((record.run_id, record.started, record.status, seconds, told))
+    for row in sorted(rows, reverse=True):  # a run's id begins with its time
+        table.add_row(*row)
+    console().print(table)
 
 
 def print_garbage(garbage: Garbage) -> None:

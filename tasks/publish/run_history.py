@@ -2,33 +2,78 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Literal
 
+from infra.lease import EXPIRY_S, is_gone, read_holder
 from tasks.errors import StorageError
 from tasks.publish.documents import parse_document
 from tasks.publish.names import check_name, offer
+from tasks.records import Record
 from tasks.run_records import RunRecord
 
 if TYPE_CHECKING:
     from infra.storage import Store
 
 SCHEMA_VERSION = 1
+ID_TIME = "%Y%m%dT%H%M%SZ"
+"""Begins a run's id."""
 DAMAGED = "repair the object or remove it; the other runs are as they were"
 
 
-def read_runs(store: Store, recipe_name: str, most: int | None = None) -> list[RunRecord]:
+class UnfinishedRun(Record):
+    """A run that has begun and left no record of its end."""
+
+    run_id: str
+    started: str
+    """UTC, ISO 8601."""
+    status: Literal["running", "killed"]
+    """`killed`: nobody holds its lease any more, and it wrote nothing when it ended."""
+
+
+def unfinished_runs(store: Store, recipe_name: str) -> list[UnfinishedRun]:
+    """Return the runs that left their recipe and no record, the newest first."""
+    keys = {key.rpartition("/")[::2] for key in store.list(f"runs/{recipe_name}/")}
+    ended = {folder for folder, name in keys if name == "run.json"}
+    begun = sorted({folder for folder, name in keys if name == "recipe.yaml"} - ended, reverse=True)
+    holder = read_holder(store, f"leases/{recipe_name}") if begun else None
+    if holder and (is_gone(holder) or abs(time.time() - holder.renewed) > EXPIRY_S):
+        holder = None
+    found = []
+    for folder in begun:
+        run_id = folder.rpartition("/")[2]
+        is_running = holder is not None and holder.run_id == run_id
+        try:
+            started = datetime.strptime(run_id.partition("-")[0], ID_TIME).replace(tzinfo=UTC)
+        except ValueError:
+            continue  # no night of ours
+        found.append(
+            UnfinishedRun(
+                run_id=run_id,
+                started=started.isoformat(),
+                status="running" if is_running else "killed",
+            )
+        )
+    return found
+
+
+def read_runs(
+    store: Store, recipe_name: str, most: int | None = None, is_known: bool = False
+) -> list[RunRecord]:
     """Return the records of all runs that came to an end, the newest first.
 
     Args:
         most: Of the newest that are enough; None for all.
+        is_known: The recipe has runs, though none may have come to its end.
 
     Raises:
-        ValueError: the recipe has none; the message says which have.
+        ValueError: the recipe is not known and has none; the message says which have.
         StorageError: a record is damaged, or newer than this reader.
     """
     found = list(try_runs(store, check_name("recipe", recipe_name), most))
-    if not found:
+    if not (found or is_known):
         raise ValueError(
             f"no runs of recipe {recipe_name!r} in {store.uri}; "
             f"{offer(recipe_name, store.children('runs'))}"

@@ -10,6 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from flows import command_line
+from infra.lease import take_lease
 from infra.storage import FileStore
 from tasks.publish.manifest import Manifest
 from tests.unit.artifact_factory import store_artifact, write_files
@@ -159,6 +160,24 @@ def test_runs_of_a_recipe_that_has_none_are_told_with_those_that_have(
     code, _, err = command("runs", "tiny")
     assert code == 1
     assert "run.json: recipe: Field required\n  repair the object or remove it" in err
+
+
+def test_a_night_that_was_killed_is_seen(command: Command, store: FileStore) -> None:
+    ids = ["20261120T020000Z-aaaaaa", "20261121T020000Z-bbbbbb"]
+    for run_id in ids:
+        store.write(f"runs/tiny/{run_id}/recipe.yaml", b"name: tiny")
+    lease = take_lease(store, "leases/tiny", ids[1])
+    shown = json.loads(command("runs", "tiny", "--json")[1])
+    assert shown["runs"] == []
+    assert [(run["run_id"], run["status"]) for run in shown["unfinished"]] == [
+        (ids[1], "running"),
+        (ids[0], "killed"),
+    ]
+    assert shown["unfinished"][1]["started"] == "2026-11-20T02:00:00+00:00"
+    code, out, _ = command("runs", "tiny")
+    assert code == 0 and out.index("running") < out.index("killed")
+    lease.release()
+    assert command("runs", "tiny")[1].count("killed") == 2
 
 
 def test_a_stranger_writes_nothing_to_the_terminal(

@@ -27,6 +27,8 @@ def test_without_its_raylet_a_night_ends_and_the_next_one_goes_on(
     scene = make_scene(quick)
     ending, _ = run_without("raylet/raylet", scene)
     assert ending.code == 1
+    (run,) = scene.place.run_json("runs", "tiny")["unfinished"]
+    assert run["status"] == "killed"
     seconds = scene.go_on_from("evaluate teacher", "source 1 local_text")
     scene.close()
     ledger.add(
@@ -35,7 +37,7 @@ def test_without_its_raylet_a_night_ends_and_the_next_one_goes_on(
             "Ray ends the command at once, as kill -9 would; the same command goes on",
             ending.code,
             what_is_said(ending, scene.place.folder),
-            "the stage that was at work; no record is written, no webhook told",
+            "the stage that was at work; `nightpress runs` says `killed`, no webhook is told",
             seconds,
         )
     )
