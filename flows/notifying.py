@@ -18,6 +18,7 @@ from infra.webhook import post_json
 
 if TYPE_CHECKING:
     from infra.settings import Settings
+    from tasks.publish.run_history import UnfinishedRun
     from tasks.recipe import Event, Recipe
     from tasks.run_records import ExportResult, RunRecord
 
@@ -47,8 +48,17 @@ def announce_unopened(recipe: Recipe, error: Exception) -> None:
     """
     if not isinstance(error, NightSkipped):
         event: Event = "deadline" if isinstance(error, DeadlineReached) else "failed"
-        write = partial(describe_unopened, recipe, event, error)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        write = partial(describe_unrecorded, recipe, event, str(error), None, now)
         notify(recipe, read_settings(), event, write)
+
+
+def announce_killed(recipe: Recipe, settings: Settings, run: UnfinishedRun) -> None:
+    """Tell of a night that could not tell of itself; the next one does, when it begins."""
+    error = f"the night of {run.started} was killed: it left no record of its end"
+    print(f"nightpress: warning: {error}", file=sys.stderr)
+    write = partial(describe_unrecorded, recipe, "failed", error, run.run_id, run.started)
+    notify(recipe, settings, "failed", write)
 
 
 @contextmanager
@@ -107,17 +117,19 @@ def describe(event: Event, record: RunRecord) -> dict[str, Any]:
     }
 
 
-def describe_unopened(recipe: Recipe, event: Event, error: Exception) -> dict[str, Any]:
-    """Return the document about a night that has neither a run's id nor a report."""
-    said = redact(str(error), (hook.webhook_env for hook in recipe.notify))
+def describe_unrecorded(
+    recipe: Recipe, event: Event, error: str, run_id: str | None, started: str
+) -> dict[str, Any]:
+    """Return the document about a night that left no record, and perhaps had no id yet."""
+    said = redact(error, (hook.webhook_env for hook in recipe.notify))
     return {
         "schema_version": SCHEMA_VERSION,
         "event": event,
         "text": summarize(recipe.name, event, said.partition("\n")[0]),
         "recipe": recipe.name,
-        "run_id": None,
+        "run_id": run_id,
         "status": event,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": started,
         "seconds": 0.0,
         "channel": recipe.publish.channel,
         "exports": [],

@@ -14,11 +14,12 @@ from prefect.events.clients import PrefectEventsClient
 from prefect.events.worker import EventsWorker, emit_events_to_cloud
 
 from flows.night import Night, open_night
-from flows.notifying import announce, announce_unopened
+from flows.notifying import announce, announce_killed, announce_unopened
 from flows.prefect_artifacts import show_run
 from flows.run_record import record_failure
 from flows.stopping import DeadlineReached
 from tasks.errors import ClusterError
+from tasks.publish.run_history import killed_before
 from tasks.recipe import Recipe
 from tasks.run_records import EvaluatedModel, RunRecord
 
@@ -43,6 +44,8 @@ def run_recorded(
     try:
         with open_night(recipe) as night:
             try:
+                if killed := killed_before(night.store, recipe.name, night.run_id):
+                    announce_killed(recipe, night.settings, killed)
                 record = work(night)
             except BaseException as error:
                 night.free_workers()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from infra.storage import Store
 
 SCHEMA_VERSION = 1
+RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 ID_TIME = "%Y%m%dT%H%M%SZ"
-"""Begins a run's id."""
 DAMAGED = "repair the object or remove it; the other runs are as they were"
 
 
@@ -35,28 +36,40 @@ class UnfinishedRun(Record):
 
 def unfinished_runs(store: Store, recipe_name: str) -> list[UnfinishedRun]:
     """Return the runs that left their recipe and no record, the newest first."""
-    keys = {key.rpartition("/")[::2] for key in store.list(f"runs/{recipe_name}/")}
-    ended = {folder for folder, name in keys if name == "run.json"}
-    begun = sorted({folder for folder, name in keys if name == "recipe.yaml"} - ended, reverse=True)
-    holder = read_holder(store, f"leases/{recipe_name}") if begun else None
+    unfinished = [run_id for run_id, has_ended in begun_runs(store, recipe_name) if not has_ended]
+    holder = read_holder(store, f"leases/{recipe_name}") if unfinished else None
     if holder and (is_gone(holder) or abs(time.time() - holder.renewed) > EXPIRY_S):
         holder = None
-    found = []
-    for folder in begun:
-        run_id = folder.rpartition("/")[2]
-        is_running = holder is not None and holder.run_id == run_id
-        try:
-            started = datetime.strptime(run_id.partition("-")[0], ID_TIME).replace(tzinfo=UTC)
-        except ValueError:
-            continue  # no night of ours
-        found.append(
-            UnfinishedRun(
-                run_id=run_id,
-                started=started.isoformat(),
-                status="running" if is_running else "killed",
-            )
+    return [
+        UnfinishedRun(
+            run_id=run_id,
+            started=begin_of(run_id).isoformat(),
+            status="running" if holder and holder.run_id == run_id else "killed",
         )
-    return found
+        for run_id in unfinished
+    ]
+
+
+def killed_before(store: Store, recipe_name: str, run_id: str) -> UnfinishedRun | None:
+    """Return the run before this one, which holds the lease, if that one was killed."""
+    runs = begun_runs(store, recipe_name)
+    before, has_ended = next((run for run in runs if run[0] < run_id), ("", True))
+    if has_ended:
+        return None
+    started = begin_of(before).isoformat()
+    return UnfinishedRun(run_id=before, started=started, status="killed")
+
+
+def begun_runs(store: Store, recipe_name: str) -> list[tuple[str, bool]]:
+    """Return (id, whether it left a record) of all runs that left their recipe, newest first."""
+    keys = {tuple(key.split("/")[2:]) for key in store.list(f"runs/{recipe_name}/")}
+    ids = sorted((key[0] for key in keys if key[1:] == ("recipe.yaml",)), reverse=True)
+    return [(run_id, (run_id, "run.json") in keys) for run_id in ids if RUN_ID.fullmatch(run_id)]
+
+
+def begin_of(run_id: str) -> datetime:
+    """Return when a run began, which its id begins with."""
+    return datetime.strptime(run_id.partition("-")[0], ID_TIME).replace(tzinfo=UTC)
 
 
 def read_runs(

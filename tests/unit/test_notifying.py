@@ -12,16 +12,17 @@ from typing import Any, Literal
 import pytest
 
 from flows.night import Night
-from flows.notifying import announce, check_hooks
+from flows.notifying import announce, announce_killed, check_hooks
 from flows.preflight import preflight
 from flows.recorded_night import run_recorded
 from flows.stopping import DeadlineReached, NightSkipped
 from infra import webhook
 from infra.settings import read_settings
-from infra.storage import open_store
+from infra.storage import FileStore, open_store
 from tasks.corpus_stages import source_stage
 from tasks.errors import StorageError
 from tasks.inputs import find_inputs
+from tasks.publish.run_history import killed_before
 from tasks.recipe import Recipe
 from tasks.recipe_file import load_recipe
 from tasks.records import ModelRef
@@ -206,6 +207,30 @@ def test_a_night_that_fails_before_it_begins_is_told_as_well(
     assert (told["event"], told["status"], told["run_id"]) == ("failed", "failed", None)
     assert told["text"].startswith("nightpress: tiny failed: disk: 0.0 GiB free at /proc/")
     assert told["report_uri"] is None and told["channel"] == "nightly"
+
+
+def test_a_night_that_was_killed_is_told_of_by_the_next_one_and_by_no_other(
+    team: Team, tmp_path: Path
+) -> None:
+    store = FileStore(f"file://{tmp_path}/store")
+    recipe = with_hooks({"webhook_env": "TEAM_HOOK", "on": ["failed"]})
+    first, killed, next_one, last = (f"2026112{n}T020000Z-aaaaaa" for n in range(4))
+    for run_id in (first, killed, next_one):
+        store.write(f"runs/tiny/{run_id}/recipe.yaml", b"name: tiny")
+    for run_id in (first, next_one):
+        store.write(f"runs/tiny/{run_id}/run.json", b"{}")
+    assert killed_before(store, "tiny", first) is None
+    assert killed_before(store, "tiny", killed) is None
+    assert killed_before(store, "tiny", last) is None
+    found = killed_before(store, "tiny", next_one)
+    assert found is not None and found.run_id == killed
+    announce_killed(recipe, read_settings(), found)
+    (told,) = team.told
+    assert (told["event"], told["run_id"]) == ("failed", killed)
+    assert told["text"] == (
+        "nightpress: tiny failed: the night of 2026-11-21T02:00:00+00:00 was killed: it left no "
+        "record of its end"
+    )
 
 
 def test_a_night_that_cannot_be_opened_is_told_and_one_that_is_skipped_is_not(
