@@ -1,7 +1,6 @@
 """A night that is cancelled in Prefect's UI: its workers are freed, and the next one goes on."""
 
 import json
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,13 +13,13 @@ import yaml
 
 from tests.integration.pipeline import Workplace
 from tests.integration.prefect_client import (
-    ENDS_WITHIN_S,
     ask,
     cancel,
     make_pool,
-    prefect,
     start_now,
+    stopped_at_the_end,
     wait_for_state,
+    working,
 )
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -85,11 +84,8 @@ def command_of(process: psutil.Process) -> list[str]:
 @contextmanager
 def served(place: Workplace, recipe: Path) -> Iterator[str]:
     """Serve a recipe; yield its deployment's name."""
-    process = place.start("serve", recipe)
-    try:
+    with stopped_at_the_end(place.start("serve", recipe)):
         yield recipe.stem
-    finally:
-        end(process)
 
 
 @contextmanager
@@ -97,19 +93,8 @@ def deployed(place: Workplace, recipe: Path) -> Iterator[str]:
     """Deploy a recipe and run a worker; yield its deployment's name."""
     make_pool(place, "nights")
     place.run("deploy", recipe, "--pool", "nights")
-    worker = prefect(place, "worker", "start", "--pool", "nights")
-    try:
+    with working(place, "nights"):
         yield recipe.stem
-    finally:
-        end(worker)
-
-
-def end(process: subprocess.Popen[str]) -> None:
-    process.terminate()
-    try:
-        process.communicate(timeout=ENDS_WITHIN_S)
-    finally:
-        process.kill()
 
 
 def wait_for(reached: Callable[[], object], within_s: float) -> float:

@@ -15,9 +15,9 @@ from tests.integration.prefect_client import (
     make_pool,
     prefect,
     start_now,
-    stopped_at_the_end,
     wait_for,
     wait_for_state,
+    working,
 )
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
@@ -43,8 +43,7 @@ def test_a_scheduled_night_fires_on_postgresql(
             place = Workplace(tmp_path / "deployed", {"PREFECT_API_URL": url})
             make_pool(place, "nights")
             place.run("deploy", short_recipe, "--pool", "nights")
-            worker = prefect(place, "worker", "start", "--pool", "nights")
-            with stopped_at_the_end(worker):
+            with working(place, "nights") as worker:
                 wait_for(lambda: finished_runs(place), worker)
                 found = ask(url, "flow_runs/filter")
                 first = min(found, key=lambda run: run["expected_start_time"])

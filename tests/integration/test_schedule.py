@@ -26,9 +26,9 @@ from tests.integration.prefect_client import (
     FIRES_WITHIN_S,
     finished_runs,
     make_pool,
-    prefect,
     stopped_at_the_end,
     wait_for,
+    working,
 )
 
 pytestmark = pytest.mark.integration
@@ -132,7 +132,6 @@ def test_a_worker_runs_the_nights_of_a_deployment(
         make_pool(place, "nights")
         told = place.run_json("deploy", short_recipe, "--pool", "nights")
         assert told["deployment"] == "run nightly/tiny"
-        worker = prefect(place, "worker", "start", "--pool", "nights")
-        with stopped_at_the_end(worker):
+        with working(place, "nights") as worker:
             wait_for(lambda: finished_runs(place), worker)
     assert finished_runs(place)[0]["status"] == "done"
