@@ -42,5 +42,5 @@ def run_benchmark(name: str, parts: tuple[str, ...], full: Any, smoke: Any) -> N
         module = importlib.import_module(f"tests.benchmarks.{name}.{part}")
         tables = module.run(subjects, smoke if given.smoke else full)
         print(f"\n{as_text(tables)}\n", flush=True)
-        if given.write:
+        if given.write and tables:
             write_tables(name, part, tables)

@@ -3,7 +3,7 @@
 from tests.benchmarks.distill.scale import FULL, SMOKE
 from tests.benchmarks.running import run_benchmark
 
-PARTS = ("loss_memory", "recovered", "throughput")
+PARTS = ("loss_memory", "recovered", "throughput", "distilbert", "distilbert_speed")
 
 if __name__ == "__main__":
     run_benchmark("distill", PARTS, FULL, SMOKE)

@@ -19,6 +19,18 @@ class Scale(NamedTuple):
     """Of a random teacher."""
     recovered_windows: int
     """Of calibration text, for pruning."""
+    distilbert_teacher_rows: int
+    """That the encoder is fine-tuned on, once each."""
+    distilbert_rows: int
+    """That a student learns from."""
+    distilbert_passes: int
+    """Over these rows."""
+    distilbert_pilot_rows: int
+    """In their place where a learning rate is tried."""
+    distilbert_held_out_rows: int
+    """That the learning rate is chosen by."""
+    distilbert_dev_rows: int | None
+    """None: all."""
 
 
 FULL = Scale(
@@ -31,6 +43,12 @@ FULL = Scale(
     throughput_steps=20,
     throughput_layers=24,
     recovered_windows=280,
+    distilbert_teacher_rows=24_000,
+    distilbert_rows=20_000,
+    distilbert_passes=1,
+    distilbert_pilot_rows=5_000,
+    distilbert_held_out_rows=2_000,
+    distilbert_dev_rows=None,
 )
 
 SMOKE = Scale(
@@ -43,4 +61,10 @@ SMOKE = Scale(
     throughput_steps=2,
     throughput_layers=2,
     recovered_windows=8,
+    distilbert_teacher_rows=1_000,
+    distilbert_rows=320,
+    distilbert_passes=1,
+    distilbert_pilot_rows=160,
+    distilbert_held_out_rows=100,
+    distilbert_dev_rows=100,
 )
