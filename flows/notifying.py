@@ -55,7 +55,10 @@ def announce_unopened(recipe: Recipe, error: Exception) -> None:
 
 def announce_killed(recipe: Recipe, settings: Settings, run: UnfinishedRun) -> None:
     """Tell of a night that could not tell of itself; the next one does, when it begins."""
-    error = f"the night of {run.started} was killed: it left no record of its end"
+    error = (
+        f"the night of {run.started} left no record of its end: it was killed, or its store "
+        "refused to take one"
+    )
     print(f"nightpress: warning: {error}", file=sys.stderr)
     write = partial(describe_unrecorded, recipe, "failed", error, run.run_id, run.started)
     notify(recipe, settings, "failed", write)

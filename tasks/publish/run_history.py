@@ -31,7 +31,8 @@ class UnfinishedRun(Record):
     started: str
     """UTC, ISO 8601."""
     status: Literal["running", "killed"]
-    """`killed`: nobody holds its lease any more, and it wrote nothing when it ended."""
+    """`killed`: nobody holds its lease any more, and it wrote nothing when it ended; its store may
+    also have refused to take it."""
 
 
 def unfinished_runs(store: Store, recipe_name: str) -> list[UnfinishedRun]:

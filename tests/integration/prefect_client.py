@@ -126,8 +126,8 @@ def stopped_at_the_end(process: subprocess.Popen[str]) -> Iterator[list[int]]:
 def working(place: Workplace, pool: str) -> Iterator[subprocess.Popen[str]]:
     """Run a worker of Prefect; see that no night of its is left.
 
-    Prefect's own worker now and then (3.8.8) has nothing left to do and does not end when it is
-    asked to; then it is killed.
+    Prefect's own worker (3.8.8) often has nothing left to do and does not end when it is asked to;
+    then it is killed.
     """
     worker = prefect(place, "worker", "start", "--pool", pool)
     try:

@@ -228,8 +228,8 @@ def test_a_night_that_was_killed_is_told_of_by_the_next_one_and_by_no_other(
     (told,) = team.told
     assert (told["event"], told["run_id"]) == ("failed", killed)
     assert told["text"] == (
-        "nightpress: tiny failed: the night of 2026-11-21T02:00:00+00:00 was killed: it left no "
-        "record of its end"
+        "nightpress: tiny failed: the night of 2026-11-21T02:00:00+00:00 left no record of its "
+        "end: it was killed, or its store refused to take one"
     )
 
 

@@ -125,7 +125,6 @@ def tabulate_accuracy(
                 str(len(cells)),
                 f"{of_seeds.mean():.1f} ({of_seeds.min():.1f} to {of_seeds.max():.1f})",
                 f"{100 * student.mean() / teacher.mean():.1f} ({lower:.1f} to {upper:.1f})",
-                f"{np.median([cell['seconds'] for cell in cells]):.0f}",
             ]
         )
     layers = measured[HALVED][0]["layers_kept"].replace(" ", ", ")
@@ -136,7 +135,7 @@ def tabulate_accuracy(
         f"layer: {layers}"
     )
     header = ["student", "learned by", "learning rate", "seeds", "accuracy, % (least to most)"]
-    return table(title, [*header, "of the teacher's, % (95%)", "training, s"], lines)
+    return table(title, [*header, "of the teacher's, % (95%)"], lines)
 
 
 def tabulate_differences(measured: dict[Way, list[Cell]]) -> Table:
