@@ -83,12 +83,10 @@ def runs(
 ) -> None:
     """List the runs of a recipe, the newest first, whatever their end."""
     from flows.tables import print_runs
-    from tasks.publish.names import check_name
     from tasks.publish.run_history import read_runs, unfinished_runs
 
     place = store_at(store)
-    unfinished = unfinished_runs(place, check_name("recipe", name))
-    records = read_runs(place, name, is_known=bool(unfinished))
+    records, unfinished = read_runs(place, name), unfinished_runs(place, name)
     if as_json:
         emit(
             {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -56,8 +57,8 @@ class LoaderProcess:
         """Return the answer to a request, both as fresh_process.py says.
 
         Raises:
-            CheckpointError: there is none, within TIMEOUT_S; the message ends with the last line
-                that the process wrote.
+            CheckpointError: there is none, within TIMEOUT_S; the message is the last line that the
+                process wrote, or the signal that ended it.
         """
         process = self.start()
         assert process.stdin and process.stdout and self._errors
@@ -79,6 +80,8 @@ class LoaderProcess:
         status = process.wait()
         if not in_time:
             raise CheckpointError(f"not within {TIMEOUT_S} s")
+        if status < 0:  # what it wrote last is not why
+            raise CheckpointError(f"its process was ended by {signal.Signals(-status).name}")
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines() or [f"exit status {status}"]
         raise CheckpointError(lines[-1])

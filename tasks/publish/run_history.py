@@ -73,21 +73,18 @@ def begin_of(run_id: str) -> datetime:
     return datetime.strptime(run_id.partition("-")[0], ID_TIME).replace(tzinfo=UTC)
 
 
-def read_runs(
-    store: Store, recipe_name: str, most: int | None = None, is_known: bool = False
-) -> list[RunRecord]:
+def read_runs(store: Store, recipe_name: str, most: int | None = None) -> list[RunRecord]:
     """Return the records of all runs that came to an end, the newest first.
 
     Args:
         most: Of the newest that are enough; None for all.
-        is_known: The recipe has runs, though none may have come to its end.
 
     Raises:
-        ValueError: the recipe is not known and has none; the message says which have.
+        ValueError: the recipe has none, not even one under way; the message says which have.
         StorageError: a record is damaged, or newer than this reader.
     """
     found = list(try_runs(store, check_name("recipe", recipe_name), most))
-    if not (found or is_known):
+    if not found and not store.list(f"runs/{recipe_name}/", limit=1):
         raise ValueError(
             f"no runs of recipe {recipe_name!r} in {store.uri}; "
             f"{offer(recipe_name, store.children('runs'))}"

@@ -1,5 +1,6 @@
 """One process that loads several models, and what becomes of it."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,3 +41,10 @@ def test_who_does_not_answer_in_time_is_ended(
     monkeypatch.setattr(loader_process, "TIMEOUT_S", 0.1)
     with LoaderProcess() as loader, pytest.raises(CheckpointError, match=r"not within 0\.1 s"):
         ask(loader, tiny_llama)
+
+
+def test_who_is_killed_is_said_to_be(tiny_llama: Path) -> None:
+    with LoaderProcess() as loader:
+        threading.Timer(0.2, loader.start().kill).start()  # as the kernel does without memory
+        with pytest.raises(CheckpointError, match="its process was ended by SIGKILL"):
+            ask(loader, tiny_llama)
